@@ -1,0 +1,39 @@
+"""The errors that autoplan raises: each names what the user wrote, what was expected, and the fix."""
+
+from __future__ import annotations
+
+
+class AutoplanError(Exception):
+    """Base of every error that autoplan raises on purpose."""
+
+
+class LayoutError(AutoplanError):
+    """A layout text or object that cannot be read, or that does not fit its tensor or mesh."""
+
+
+class CaptureError(AutoplanError):
+    """The model could not be captured as a graph."""
+
+
+class RuleError(AutoplanError):
+    """An index-notation rule that is malformed or does not fit its op."""
+
+
+class ConfigError(AutoplanError):
+    """An impossible mesh, an unknown key, or an argument out of its range."""
+
+
+class HintError(AutoplanError):
+    """A hint that matches nothing, or that no strategy can satisfy."""
+
+
+class InfeasibleError(AutoplanError):
+    """No plan satisfies the hints and the memory limit together."""
+
+
+class InputError(AutoplanError):
+    """A call of a parallel module with arguments that its plan cannot run."""
+
+
+class PlanFileError(AutoplanError):
+    """A plan file that is damaged, foreign, or of another model."""
