@@ -21,9 +21,13 @@ class Mesh:
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.sizes) or len(set(self.axes)) != len(self.axes):
-            raise ConfigError(f"mesh axes {self.axes} and sizes {self.sizes} do not match one to one.")
+            raise ConfigError(
+                f"mesh axes {self.axes} and sizes {self.sizes} do not match one to one."
+            )
         if any(size < 1 for size in self.sizes):
-            raise ConfigError(f"mesh sizes must be positive, got {dict(zip(self.axes, self.sizes, strict=True))}.")
+            raise ConfigError(
+                f"mesh sizes must be positive, got {dict(zip(self.axes, self.sizes, strict=True))}."
+            )
 
     @staticmethod
     def of(**sizes: int) -> Mesh:
@@ -77,4 +81,7 @@ class Mesh:
         return result
 
     def __str__(self) -> str:
-        return " x ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.sizes, strict=True)) or "1 device"
+        return (
+            " x ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.sizes, strict=True))
+            or "1 device"
+        )

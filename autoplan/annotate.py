@@ -1,0 +1,445 @@
+"""Annotate: every node of the captured graph gets its candidates, the choices of the solver.
+
+A node of the result is a *site*: an op, a parameter, an argument, or a boxing site, which stands
+behind a tensor with several readers so that a conversion they share is paid once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from autoplan.boxing import layout_entries
+from autoplan.capture import Captured
+from autoplan.errors import HintError
+from autoplan.hints import Hint
+from autoplan.layouts import B, Layout, P, Split
+from autoplan.mesh import Mesh
+from autoplan.strategies.notation import Bound
+from autoplan.strategies.random import RANDOM_OPS
+from autoplan.strategies.rule import Arg, OpCall, Rule, Signature, TensorMeta, signatures
+
+SiteKind = Literal["parameter", "input", "buffer", "constant", "op", "box", "output"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of a site: a layout for every tensor that it reads and writes.
+
+    `labels` name the signature on each axis. `storage` is a parameter's layout between steps, and
+    its output the layout in which the step reads it.
+    """
+
+    labels: tuple[str, ...]
+    inputs: tuple[Layout, ...]
+    outputs: tuple[Layout, ...]
+    storage: Layout | None = None
+
+    def __str__(self) -> str:
+        if self.storage is not None:
+            return f"{self.storage} -> {self.outputs[0]}"
+        return " | ".join(self.labels)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensor that a site reads: output `output` of site `site`."""
+
+    site: int
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class Site:
+    """One decision. `name` is the graph node's; a boxing site is named `NODE:OUTPUT`."""
+
+    name: str
+    kind: SiteKind
+    path: str
+    source_line: str
+    inputs: tuple[Source, ...]
+    outputs: tuple[TensorMeta, ...]
+    candidates: tuple[Candidate, ...]
+    call: OpCall | None = None
+    rule: Rule | None = None
+    bound: Bound | None = None
+    parameter_only: bool = False
+    """Depends on parameters (and constants) alone: runs once a step, in the prologue."""
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """The captured graph on a mesh, with every site's candidates, in graph order."""
+
+    captured: Captured
+    mesh: Mesh
+    sites: tuple[Site, ...]
+    values: Mapping[tuple[str, int], Source]
+    """Graph node and output -> the site that readers read (a boxing site where there is one)."""
+    outputs: tuple[Any, ...]
+    """Flat outputs of the model: (Source, meta) for tensors, the value itself otherwise."""
+    loss: int | None
+    """Position of the output that is priced as the loss; None where every output is."""
+
+    def index(self, name: str) -> int:
+        return next(i for i, site in enumerate(self.sites) if site.name == name)
+
+
+def annotate(
+    captured: Captured,
+    mesh: Mesh,
+    rules: Mapping[str, Rule],
+    hints: Sequence[Hint] = (),
+    local_inputs: bool = False,
+) -> Annotated:
+    """Give every node its candidates on `mesh`; raises HintError where hints leave a site none."""
+    return _Annotator(captured, mesh, rules, hints, local_inputs).run()
+
+
+class _Annotator:
+    """Walks the graph once; holds what the walk has built so far."""
+
+    def __init__(
+        self,
+        captured: Captured,
+        mesh: Mesh,
+        rules: Mapping[str, Rule],
+        hints: Sequence[Hint],
+        local_inputs: bool,
+    ) -> None:
+        self.captured = captured
+        self.mesh = mesh
+        self.rules = rules
+        self.hints = tuple(hints)
+        self.local_inputs = local_inputs
+        self.sites: list[Site] = []
+        self.values: dict[tuple[str, int], Source] = {}
+        self._candidates: dict[Any, tuple[Rule | None, Bound | None, tuple[Candidate, ...]]] = {}
+        self._boxes: dict[Any, tuple[Candidate, ...]] = {}
+        self._pinned_values = self._values_with_hints()
+
+    def run(self) -> Annotated:
+        kinds = {each.node: each for each in self.captured.inputs}
+        for node in self.captured.graph.nodes:
+            if node.op == "placeholder" and node.name in kinds:
+                given = kinds[node.name]
+                if given.kind == "parameter":
+                    self._add_parameter(node, given.path, given.meta)
+                else:
+                    self._add_input(node, given.kind, given.path, given.meta)
+            elif node.op == "call_function" and node.target is not operator.getitem:
+                self._add_op(node)
+        outputs, loss = self._outputs()
+        return Annotated(self.captured, self.mesh, tuple(self.sites), self.values, outputs, loss)
+
+    # -- sites ------------------------------------------------------------------------------
+
+    def _add_parameter(self, node: fx.Node, path: str, meta: TensorMeta) -> None:
+        key = ("parameter", meta)
+        if key not in self._boxes:
+            stores = [e for e in layout_entries(meta.shape, False) if e != P]
+            uses = [e for e in layout_entries(meta.shape, meta.requires_grad) if e != P]
+            pairs = product(self._layouts(stores, meta), self._layouts(uses, meta))
+            self._boxes[key] = tuple(
+                Candidate(tuple(map(str, use)), (), (use,), storage) for storage, use in pairs
+            )
+        candidates = self._pin(self._boxes[key], path, "storage", lambda c: c.storage)
+        candidates = self._pin(candidates, path, "use", lambda c: c.outputs[0])
+        self._add(node, "parameter", path, (), (meta,), candidates, parameter_only=True)
+
+    def _add_input(self, node: fx.Node, kind: Any, path: str, meta: TensorMeta) -> None:
+        layout = Layout((B,) * self.mesh.ndim)
+        if kind == "input" and self.local_inputs and meta.shape:
+            layout = Layout((Split(0),) * self.mesh.ndim)
+        candidate = Candidate(tuple(map(str, layout)), (), (layout,))
+        self._add(node, kind, path, (), (meta,), (candidate,), parameter_only=kind != "input")
+
+    def _add_op(self, node: fx.Node) -> None:
+        call, operands = describe(node)
+        sources = tuple(self._value(each) for each in operands)
+        key = (call.op, repr((call.args, tuple(call.kwargs.items()))), call.inputs, call.outputs)
+        if key not in self._candidates:
+            self._candidates[key] = self._derive(call)
+        rule, bound, candidates = self._candidates[key]
+        for hint in self.hints:
+            if (
+                hint.at == "op"
+                and hint.matches(node.meta["path"])
+                and (not hint.ops or call.op in hint.ops)
+            ):
+                candidates = self._keep(
+                    candidates,
+                    [c for c in candidates if hint.accepts(self.mesh, c.labels)],
+                    hint,
+                    node.meta["path"],
+                )
+        self._add(
+            node,
+            "op",
+            node.meta["path"],
+            sources,
+            call.outputs,
+            candidates,
+            call=call,
+            rule=rule,
+            bound=bound,
+            parameter_only=call.op not in RANDOM_OPS
+            and all(self.sites[s.site].parameter_only for s in sources),
+        )
+
+    def _derive(self, call: OpCall) -> tuple[Rule | None, Bound | None, tuple[Candidate, ...]]:
+        rule = self.rules.get(call.op)
+        bound = rule.bound(call) if rule is not None else None
+        found = []
+        for per_axis in product(signatures(rule, call), repeat=self.mesh.ndim):
+            if self._cuts_cleanly(per_axis, call, bound):
+                found.append(_combine(per_axis, call))
+        return rule, bound, tuple(found)
+
+    def _cuts_cleanly(
+        self, per_axis: tuple[Signature, ...], call: OpCall, bound: Bound | None
+    ) -> bool:
+        """No rank may get an empty shard, and merged dimensions must cut where their factor does."""
+        for index in {each.label for each in per_axis}:
+            if bound is None or index not in bound.sizes:
+                continue
+            parts = [n for s, n in zip(per_axis, self.mesh.sizes, strict=True) if s.label == index]
+            if not _every_part_full(bound.sizes[index], parts, even=index in bound.aligned):
+                return False
+        return True
+
+    def _layouts(self, entries: Sequence[Any], meta: TensorMeta) -> list[Layout]:
+        """All layouts of a tensor in which no rank's shard is empty."""
+        result = []
+        for combination in product(entries, repeat=self.mesh.ndim):
+            layout = Layout(combination)
+            if self._full(layout, meta.shape):
+                result.append(layout)
+        return result
+
+    def _full(self, layout: Layout, shape: tuple[int, ...]) -> bool:
+        return all(
+            _every_part_full(size, [self.mesh.sizes[a] for a in layout.axes_of(dim)], even=False)
+            for dim, size in enumerate(shape)
+        )
+
+    def _add(
+        self,
+        node: fx.Node,
+        kind: SiteKind,
+        path: str,
+        sources: tuple[Source, ...],
+        outputs: tuple[TensorMeta, ...],
+        candidates: tuple[Candidate, ...],
+        call: OpCall | None = None,
+        rule: Rule | None = None,
+        bound: Bound | None = None,
+        parameter_only: bool = False,
+    ) -> None:
+        line = node.meta.get("source", "")
+        at = len(self.sites)
+        self.sites.append(
+            Site(
+                node.name,
+                kind,
+                path,
+                line,
+                sources,
+                outputs,
+                candidates,
+                call,
+                rule,
+                bound,
+                parameter_only,
+            )
+        )
+        for output, meta in enumerate(outputs):
+            self.values[node.name, output] = Source(at, output)
+            pins = self._pinned_values.get((node.name, output), ())
+            if pins or _num_readers(node, output, len(outputs)) > 1:
+                self._add_box(node, path, line, Source(at, output), meta, pins, parameter_only)
+
+    def _add_box(
+        self,
+        node: fx.Node,
+        path: str,
+        line: str,
+        source: Source,
+        meta: TensorMeta,
+        pins: Sequence[Hint],
+        parameter_only: bool,
+    ) -> None:
+        key = ("box", meta.shape, meta.requires_grad)
+        if key not in self._boxes:
+            entries = layout_entries(meta.shape, meta.requires_grad)
+            self._boxes[key] = tuple(
+                Candidate(tuple(map(str, layout)), (layout,), (layout,))
+                for layout in self._layouts(entries, meta)
+            )
+        candidates = self._boxes[key]
+        if len(self.sites[source.site].candidates) == 1 and not pins and not meta.requires_grad:
+            return  # a replicated constant or argument: each reader slices for free
+        for hint in pins:
+            kept = [c for c in candidates if _accepts_resolved(hint, self.mesh, c.outputs[0], meta)]
+            candidates = self._keep(candidates, kept, hint, path)
+        at = len(self.sites)
+        name = f"{node.name}:{source.output}"
+        self.sites.append(
+            Site(
+                name,
+                "box",
+                path,
+                line,
+                (source,),
+                (meta,),
+                candidates,
+                parameter_only=parameter_only,
+            )
+        )
+        self.values[node.name, source.output] = Source(at)
+
+    def _value(self, node: fx.Node) -> Source:
+        if node.target is operator.getitem:
+            parent, output = node.args
+            assert isinstance(parent, fx.Node) and isinstance(output, int)
+            return self.values[parent.name, output]
+        return self.values[node.name, 0]
+
+    def _outputs(self) -> tuple[tuple[Any, ...], int | None]:
+        outputs: list[Any] = []
+        loss: int | None = None
+        for position, each in enumerate(self.captured.output_nodes):
+            if not isinstance(each, fx.Node):
+                outputs.append(each)
+                continue
+            meta = _node_meta(each)
+            outputs.append((self._value(each), meta))
+            if loss is None and meta.shape == () and meta.requires_grad:
+                loss = position
+        return tuple(outputs), loss
+
+    # -- hints ------------------------------------------------------------------------------
+
+    def _pin(self, candidates: tuple[Candidate, ...], path: str, at: str, layout: Any) -> Any:
+        for hint in self.hints:
+            if hint.at == at and hint.matches(path):
+                kept = [c for c in candidates if hint.accepts(self.mesh, layout(c))]
+                candidates = self._keep(candidates, kept, hint, path)
+        return candidates
+
+    def _keep(
+        self, before: tuple[Candidate, ...], kept: list[Candidate], hint: Hint, path: str
+    ) -> tuple[Candidate, ...]:
+        if not kept:
+            raise HintError(
+                f"hint {hint} leaves {path!r} no layout on mesh {self.mesh}: every rank must hold a "
+                "part of each split dimension, and other hints may already fix it. Drop or widen it."
+            )
+        return tuple(kept)
+
+    def _values_with_hints(self) -> dict[tuple[str, int], list[Hint]]:
+        """The results of hinted modules, and hinted arguments."""
+        pinned: dict[tuple[str, int], list[Hint]] = {}
+        arguments = {each.path: each.node for each in self.captured.inputs_of("input")}
+        for hint in self.hints:
+            if hint.at != "value":
+                continue
+            if hint.pattern in arguments:
+                pinned.setdefault((arguments[hint.pattern], 0), []).append(hint)
+                continue
+            for node in results_of(self.captured.graph, hint.pattern):
+                pinned.setdefault((node.name, 0), []).append(hint)
+        return pinned
+
+
+def results_of(graph: fx.Graph, path: str) -> list[fx.Node]:
+    """The nodes of module `path` whose values leave it: read by another module, or returned."""
+
+    def inside(node: fx.Node) -> bool:
+        at = str(node.meta.get("path", ""))
+        return node.op == "call_function" and (at == path or at.startswith(f"{path}."))
+
+    return [
+        node
+        for node in graph.nodes
+        if inside(node)
+        and isinstance(node.meta.get("val"), torch.Tensor)
+        and any(not inside(user) for user in node.users)
+    ]
+
+
+def describe(node: fx.Node) -> tuple[OpCall, tuple[fx.Node, ...]]:
+    """The op call of a node, and the nodes of its tensor arguments in order."""
+    operands: list[fx.Node] = []
+
+    def number(each: fx.Node) -> Arg:
+        operands.append(each)
+        return Arg(len(operands) - 1)
+
+    args = fx.node.map_arg(node.args, number)
+    kwargs = fx.node.map_arg(node.kwargs, number)
+    value = node.meta["val"]
+    pieces = value if isinstance(value, (tuple, list)) else (value,)
+    grad = bool(node.meta["requires_grad"])
+    outputs = tuple(_tensor_meta(each, grad) for each in pieces)
+    inputs = tuple(_node_meta(each) for each in operands)
+    return OpCall(str(node.target), tuple(args), dict(kwargs), inputs, outputs), tuple(operands)
+
+
+def _node_meta(node: fx.Node) -> TensorMeta:
+    return _tensor_meta(node.meta["val"], bool(node.meta["requires_grad"]))
+
+
+def _tensor_meta(value: torch.Tensor, requires_grad: bool) -> TensorMeta:
+    floating = value.is_floating_point() or value.is_complex()
+    return TensorMeta(tuple(value.shape), value.dtype, requires_grad and floating)
+
+
+def _num_readers(node: fx.Node, output: int, num_outputs: int) -> int:
+    """How many arguments of other nodes read this output; a getitem stands for its own readers."""
+    readers = 0
+    for user in node.users:
+        if user.target is operator.getitem:
+            if user.args[1] == output:
+                readers += _num_readers(user, 0, 1)
+        elif num_outputs == 1:
+            seen: list[fx.Node] = []
+            fx.node.map_arg((user.args, user.kwargs), lambda each, seen=seen: seen.append(each))
+            readers += seen.count(node)
+    return readers
+
+
+def _every_part_full(size: int, parts: Sequence[int], even: bool) -> bool:
+    for count in parts:
+        rows = -(-size // count)
+        if (even and size % count) or (count - 1) * rows >= size:
+            return False
+        # The last part is the smallest; deeper cuts must leave it something too.
+        size = size - (count - 1) * rows if not even else rows
+    return True
+
+
+def _combine(per_axis: tuple[Signature, ...], call: OpCall) -> Candidate:
+    return Candidate(
+        tuple(each.label for each in per_axis),
+        tuple(Layout(each.inputs[i] for each in per_axis) for i in range(len(call.inputs))),
+        tuple(Layout(each.outputs[i] for each in per_axis) for i in range(len(call.outputs))),
+    )
+
+
+def _accepts_resolved(hint: Hint, mesh: Mesh, layout: Layout, meta: TensorMeta) -> bool:
+    """Like Hint.accepts, with negative dimensions counted on the value's own shape."""
+    for axis, allowed in hint.allowed.items():
+        entries = {
+            Split(e.dim % len(meta.shape)) if isinstance(e, Split) and meta.shape else e
+            for e in allowed
+        }
+        if layout[mesh.index(axis)] not in entries:
+            return False
+    return True

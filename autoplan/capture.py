@@ -1,0 +1,233 @@
+"""Capture: a plain model becomes one clean ATen graph, without running it and without its weights.
+
+`torch.export` in training IR keeps linear, layer_norm, attention and cross_entropy as single ops.
+The passes of `autoplan.cleanup` then remove what says nothing about the computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree  # public use in torch.export's own docs
+
+from autoplan import cleanup
+from autoplan.errors import CaptureError
+from autoplan.strategies.rule import TensorMeta
+
+Kind = Literal["parameter", "buffer", "constant", "input"]
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """A placeholder of the captured graph.
+
+    `path` is the parameter's or buffer's name in the model, or the argument's name of an input.
+    """
+
+    node: str
+    kind: Kind
+    path: str
+    meta: TensorMeta
+    position: int = -1
+    """Place among the flat arguments of the model; -1 for what is no argument."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a graph of ATen ops on logical tensors; treat the graph as read-only.
+
+    Nodes carry `meta["val"]` (a fake tensor), `meta["path"]` (module path), `meta["source"]` (file,
+    line and code) and `meta["requires_grad"]`.
+    """
+
+    graph: fx.Graph
+    inputs: tuple[GraphInput, ...]
+    constants: Mapping[str, torch.Tensor]
+    aliases: Mapping[str, str]
+    """Path of every tied parameter -> the path it is kept under."""
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    """Flat example arguments: TensorMeta for tensors, the value itself otherwise."""
+    notes: tuple[str, ...]
+
+    @property
+    def output_nodes(self) -> tuple[Any, ...]:
+        """Flat outputs: nodes, or plain values that do not depend on tensors."""
+        return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    def inputs_of(self, kind: Kind) -> tuple[GraphInput, ...]:
+        return tuple(each for each in self.inputs if each.kind == kind)
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    training: bool = True,
+) -> Captured:
+    """Capture `model` on example arguments (only their shapes and types matter).
+
+    The model's weights are never read: a model on the meta device works as any other.
+    Raises CaptureError, with the model's own file and line where they are known.
+    """
+    kwargs = dict(kwargs or {})
+    _check_arguments(args, kwargs)
+    distinct_args, distinct_kwargs = _distinct((args, kwargs), model)
+    notes: list[str] = []
+    with _without_key_value_cache(model, training, notes), _quiet():
+        try:
+            exported = torch.export.export(model, distinct_args, distinct_kwargs, strict=False)
+        except Exception as error:
+            raise _explain(error, model) from error
+    return _clean(exported, model, training, notes)
+
+
+def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if not isinstance(args, (tuple, list)):
+        raise CaptureError(
+            f"args must be a tuple of the model's positional arguments, got {type(args).__name__}; "
+            "write args=(ids,) for a single one."
+        )
+    for leaf in pytree.tree_leaves((tuple(args), kwargs)):
+        if isinstance(leaf, nn.Module):
+            raise CaptureError("a module was given among the example arguments; give tensors.")
+
+
+def _distinct(tree: Any, model: nn.Module) -> Any:
+    """Fresh tensors on the model's device: one tensor given twice must not become one input."""
+    device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+    def fresh(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return torch.empty(
+            leaf.shape, dtype=leaf.dtype, device=device, requires_grad=leaf.requires_grad
+        )
+
+    return pytree.tree_map(fresh, tree)
+
+
+@contextlib.contextmanager
+def _without_key_value_cache(model: nn.Module, training: bool, notes: list[str]) -> Iterator[None]:
+    """A training step has no use for a key-value cache, and its class is not a tree of tensors."""
+    configs = {
+        id(m.config): m.config
+        for m in model.modules()
+        if getattr(getattr(m, "config", None), "use_cache", False)
+    }
+    if configs:
+        notes.append("use_cache=False: a key-value cache is not part of a planned step")
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export warns about its own internals; none of it concerns the user's model."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _explain(error: Exception, model: nn.Module) -> CaptureError:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    place = cleanup.user_frame(error)
+    where = f" at {place}" if place else ""
+    fix = (
+        "Data-dependent control flow and shapes cannot be planned: compute them outside the model."
+    )
+    if "not a known type" in text:
+        fix = "Register the class with torch.utils._pytree.register_pytree_node, or return tensors."
+    elif isinstance(error, TypeError):
+        fix = "Check that args and kwargs are what the model's forward takes."
+    return CaptureError(f"{type(model).__name__} could not be captured{where}: {first} {fix}")
+
+
+_KINDS: dict[InputKind, Kind] = {
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+    InputKind.USER_INPUT: "input",
+}
+
+
+def _clean(
+    exported: torch.export.ExportedProgram, model: nn.Module, training: bool, notes: list[str]
+) -> Captured:
+    graph = exported.graph_module.graph
+    signature = exported.graph_signature
+    kinds: dict[str, tuple[Kind, str]] = {}
+    positions: dict[str, int] = {}
+    num_arguments = 0
+    for spec in signature.input_specs:
+        if hasattr(spec.arg, "name") and spec.kind in _KINDS:
+            kinds[spec.arg.name] = (_KINDS[spec.kind], spec.target or spec.arg.name)
+        if spec.kind == InputKind.USER_INPUT:
+            positions[spec.arg.name] = num_arguments
+            num_arguments += 1
+    if any(spec.kind == OutputKind.BUFFER_MUTATION for spec in signature.output_specs):
+        notes.append("mutated buffers are kept replicated")
+
+    cleanup.inline_regions(graph, exported.graph_module)
+    cleanup.drop_asserts(graph)
+    aliases = cleanup.share_tied_parameters(graph, model, kinds)
+    cleanup.functionalize(graph, kinds)
+    cleanup.annotate_paths(graph)
+    constants = cleanup.fold_constants(graph)
+    constants |= {k: v for k, v in exported.constants.items() if isinstance(v, torch.Tensor)}
+    cleanup.drop_no_ops(graph)
+    cleanup.use_causal_flag(graph, constants)
+    cleanup.split_fused_projections(graph)
+    cleanup.drop_unused(graph, kinds, aliases)
+    parameters = dict(model.named_parameters())
+    frozen = {path for path, value in parameters.items() if not value.requires_grad}
+    cleanup.mark_gradients(graph, kinds, frozen, training)
+
+    inputs = tuple(
+        GraphInput(
+            node.name,
+            *kinds.get(node.name, ("constant", node.name)),
+            meta=_meta(node),
+            position=positions.get(node.name, -1),
+        )
+        for node in graph.find_nodes(op="placeholder")
+        if isinstance(node.meta.get("val"), torch.Tensor)
+    )
+    used = {each.path for each in inputs if each.kind == "constant"}
+    leaves = tuple(_leaf_meta(leaf) for leaf in pytree.tree_leaves(exported.example_inputs))
+    return Captured(
+        graph=graph,
+        inputs=inputs,
+        constants={name: value for name, value in constants.items() if name in used},
+        aliases=aliases,
+        in_spec=exported.call_spec.in_spec,
+        out_spec=exported.call_spec.out_spec,
+        leaves=leaves,
+        notes=tuple(notes),
+    )
+
+
+def _meta(node: fx.Node) -> TensorMeta:
+    value = node.meta["val"]
+    return TensorMeta(tuple(value.shape), value.dtype, bool(node.meta.get("requires_grad")))
+
+
+def _leaf_meta(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return TensorMeta(tuple(leaf.shape), leaf.dtype)
+    return leaf

@@ -1,0 +1,314 @@
+"""Emit: the program of one rank, as ordinary `fx.GraphModule`s on local tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from autoplan.annotate import Annotated, Candidate, Site, Source
+from autoplan.boxing import Router
+from autoplan.formulate import priced_outputs
+from autoplan.layouts import B, Layout, local_shape
+from autoplan.pricing import local_context
+from autoplan.runtime.program import Constant, OutputSpec, Program, TensorSpec
+from autoplan.strategies.random import is_random
+from autoplan.strategies.rule import Arg, TensorMeta
+
+
+def emit(
+    annotated: Annotated,
+    choices: Sequence[int],
+    router: Router,
+    rank: int,
+    whole_outputs: bool = False,
+) -> Program:
+    """The program of `rank` for the chosen candidate of every site.
+
+    Boxing follows the router's cheapest paths, the ones that the choices were priced by.
+    """
+    return _Emitter(annotated, choices, router, rank, whole_outputs).run()
+
+
+class _Part:
+    """One graph under construction: proxies that append to it, and its communicator."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        self.names: dict[str, int] = {}
+        self.comm = self.placeholder("comm", "")
+
+    def placeholder(self, name: str, note: str) -> fx.Proxy:
+        number = self.names[name] = self.names.get(name, 0) + 1
+        node = self.graph.placeholder(name if number == 1 else f"{name}_use{number}")
+        node.meta["note"] = note
+        return fx.Proxy(node, self.tracer)
+
+    def finish(self, outputs: Sequence[fx.Proxy]) -> fx.GraphModule:
+        self.graph.output(tuple(each.node for each in outputs))
+        _mark_last_uses(self.graph)
+        return fx.GraphModule(torch.nn.Module(), self.graph)
+
+
+class _Emitter:
+    def __init__(
+        self,
+        annotated: Annotated,
+        choices: Sequence[int],
+        router: Router,
+        rank: int,
+        whole_outputs: bool,
+    ) -> None:
+        self.annotated = annotated
+        self.chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
+        self.router = router
+        self.mesh = annotated.mesh
+        self.coordinates = self.mesh.coordinates(rank)
+        self.whole = Layout((B,) * self.mesh.ndim)
+        self.priced = {id(each[0]) for each in priced_outputs(annotated, whole_outputs)}
+        self.nodes = {node.name: node for node in annotated.captured.graph.nodes}
+        self.random_keys = _random_keys(annotated)
+        self.prologue, self.body = _Part(), _Part()
+        self.values: dict[tuple[int, int], fx.Proxy] = {}
+        self.exported: dict[tuple[int, int, int], fx.Proxy] = {}
+
+    def run(self) -> Program:
+        parameters, state = self._prologue_inputs()
+        for at, site in enumerate(self.annotated.sites):
+            if site.parameter_only and site.kind in ("op", "box"):
+                self._site(self.prologue, at, site)
+        exports = self._exports()
+        inputs = self._inputs()
+        for at, site in enumerate(self.annotated.sites):
+            if not site.parameter_only and site.kind in ("op", "box"):
+                self._site(self.body, at, site)
+        outputs, results, epilogue = self._outputs()
+        return Program(
+            mesh=self.mesh,
+            coordinates=self.coordinates,
+            parameters=parameters,
+            state=state,
+            inputs=inputs,
+            outputs=outputs,
+            loss=self.annotated.loss,
+            prologue=self.prologue.finish(exports),
+            body=self.body.finish(results),
+            epilogue=epilogue,
+        )
+
+    # -- inputs and outputs -----------------------------------------------------------------
+
+    def _prologue_inputs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        parameters, state = [], []
+        for at, site in enumerate(self.annotated.sites):
+            if site.kind not in ("parameter", "buffer", "constant"):
+                continue
+            chosen, meta = self.chosen[at], site.outputs[0]
+            stored = chosen.storage if chosen.storage is not None else chosen.outputs[0]
+            spec = TensorSpec(site.path, meta.shape, meta.dtype, stored)
+            (parameters if site.kind == "parameter" else state).append(spec)
+        for wanted in (("parameter",), ("buffer", "constant")):
+            for at, site in enumerate(self.annotated.sites):
+                if site.kind in wanted:
+                    chosen, meta = self.chosen[at], site.outputs[0]
+                    stored = chosen.storage if chosen.storage is not None else chosen.outputs[0]
+                    note = f"{site.path}: {self._describe(stored, meta)}"
+                    self.values[at, 0] = self.prologue.placeholder(site.name, note)
+        for at, site in enumerate(self.annotated.sites):
+            if site.kind == "parameter":
+                storage, use = self.chosen[at].storage, self.chosen[at].outputs[0]
+                assert storage is not None
+                value = self.values[at, 0]
+                self.values[at, 0] = self._box(
+                    self.prologue, value, storage, use, site.outputs[0], site.path
+                )
+        return tuple(parameters), tuple(state)
+
+    def _exports(self) -> list[fx.Proxy]:
+        """Prologue values that the body reads, in the layouts that it reads them in."""
+        results = []
+        for at, site in enumerate(self.annotated.sites):
+            if site.parameter_only or site.kind not in ("op", "box"):
+                continue
+            for position, source in enumerate(site.inputs):
+                origin = self.annotated.sites[source.site]
+                if origin.parameter_only:
+                    target = self.chosen[at].inputs[position]
+                    value = self._converted(self.prologue, source, target, site.path)
+                    results.append(value)
+                    note = f"{origin.path}: {self._describe(target, origin.outputs[source.output])}"
+                    name = origin.name.replace(":", "_")
+                    self.exported[at, position, 0] = self.body.placeholder(name, note)
+        for number, each in enumerate(self.annotated.outputs):
+            if isinstance(each, tuple) and self.annotated.sites[each[0].site].parameter_only:
+                source = each[0]
+                origin = self.annotated.sites[source.site]
+                results.append(self.values[source.site, source.output])
+                name = origin.name.replace(":", "_")
+                self.exported[-1, number, 0] = self.body.placeholder(name, origin.path)
+        return results
+
+    def _inputs(self) -> tuple[tuple[int, TensorSpec], ...]:
+        specs = []
+        given = {each.node: each for each in self.annotated.captured.inputs_of("input")}
+        for at, site in enumerate(self.annotated.sites):
+            if site.kind == "input":
+                layout, meta = self.chosen[at].outputs[0], site.outputs[0]
+                note = f"{site.path}: {self._describe(layout, meta)}"
+                self.values[at, 0] = self.body.placeholder(site.name, note)
+                spec = TensorSpec(site.path, meta.shape, meta.dtype, layout)
+                specs.append((given[site.name].position, spec))
+        return tuple(specs)
+
+    def _outputs(
+        self,
+    ) -> tuple[tuple[OutputSpec | Constant, ...], list[fx.Proxy], fx.GraphModule]:
+        epilogue = _Part()
+        outputs: list[OutputSpec | Constant] = []
+        results: list[fx.Proxy] = []
+        finals: list[fx.Proxy] = []
+        for number, each in enumerate(self.annotated.outputs):
+            if not isinstance(each, tuple):
+                outputs.append(Constant(each))
+                continue
+            source, meta = each
+            layout = self.chosen[source.site].outputs[source.output]
+            value = self.exported.get((-1, number, 0))
+            if value is None:
+                value = self.values[source.site, source.output]
+            path = f"output {number}"
+            if id(source) in self.priced:
+                value, layout = (
+                    self._box(self.body, value, layout, self.whole, meta, path),
+                    self.whole,
+                )
+            outputs.append(OutputSpec(len(results)))
+            results.append(value)
+            held = epilogue.placeholder(f"output_{number}", self._describe(layout, meta))
+            finals.append(self._box(epilogue, held, layout, self.whole, meta, path))
+        return tuple(outputs), results, epilogue.finish(finals)
+
+    # -- sites ------------------------------------------------------------------------------
+
+    def _site(self, part: _Part, at: int, site: Site) -> None:
+        chosen = self.chosen[at]
+        operands = []
+        for position, source in enumerate(site.inputs):
+            given = self.exported.get((at, position, 0))
+            if given is None:
+                given = self._converted(part, source, chosen.inputs[position], site.path)
+            operands.append(given)
+        if site.kind == "box":
+            self.values[at, 0] = operands[0]
+            return
+        before = _last_node(part.graph)
+        result = self._call(part, site, chosen, operands)
+        if len(site.outputs) == 1 and not _returns_sequence(self.nodes[site.name]):
+            self.values[at, 0] = result
+        else:
+            for output in range(len(site.outputs)):
+                self.values[at, output] = result[output]
+        layouts = ", ".join(map(str, chosen.outputs[:1]))
+        note = f"{site.path}: {layouts} {_shape_text(site.outputs[0])}"
+        _note_new_nodes(part.graph, before, note, _last_node(part.graph))
+
+    def _call(self, part: _Part, site: Site, chosen: Candidate, operands: list[fx.Proxy]) -> Any:
+        call = site.call
+        assert call is not None
+        target = self.nodes[site.name].target
+        context = local_context(
+            site,
+            chosen,
+            self.mesh,
+            self.coordinates,
+            target=target,
+            comm=part.comm,
+            random_key=self.random_keys.get(site.name, 0),
+        )
+        args = _fill(call.args, operands)
+        kwargs = {k: _fill(v, operands) for k, v in call.kwargs.items() if k not in _PLACEMENT}
+        if site.rule is not None and site.rule.program is not None:
+            return site.rule.program(context, *args, **kwargs)
+        return context.same_op(*args, **kwargs)
+
+    def _converted(self, part: _Part, source: Source, target: Layout, path: str) -> fx.Proxy:
+        value = self.values[source.site, source.output]
+        origin = self.annotated.sites[source.site]
+        layout = self.chosen[source.site].outputs[source.output]
+        return self._box(part, value, layout, target, origin.outputs[source.output], path)
+
+    def _box(
+        self,
+        part: _Part,
+        value: fx.Proxy,
+        source: Layout,
+        target: Layout,
+        meta: TensorMeta,
+        path: str,
+    ) -> fx.Proxy:
+        grad = meta.requires_grad
+        moves = self.router.path(source, target, meta.shape, meta.itemsize, grad)
+        for move in moves:
+            step = move.bind(meta.shape, self.mesh, self.coordinates)
+            text = f"{step.source} -> {step.target}"
+            value = part.comm.box(value, text, axis=step.axis, sizes=step.sizes)
+            actions = move.actions(grad)
+            size = move.whole_bytes(meta.shape, meta.itemsize, self.mesh)
+            back = f", backward {actions[1]}" if grad else ""
+            value.node.meta["note"] = f"{path}: {actions[0]}{back} of {size} bytes"
+        return value
+
+    def _describe(self, layout: Layout, meta: TensorMeta) -> str:
+        local = local_shape(meta.shape, layout, self.mesh, self.coordinates)
+        return f"{layout} {list(local)} of {_shape_text(meta)}"
+
+
+_PLACEMENT = ("device", "layout", "pin_memory")
+"""Arguments that say where the captured model was; an emitted program runs where its inputs are."""
+
+
+def _shape_text(meta: TensorMeta) -> str:
+    return f"{str(meta.dtype).removeprefix('torch.')}{list(meta.shape)}"
+
+
+def _returns_sequence(node: fx.Node) -> bool:
+    return isinstance(node.meta["val"], (tuple, list))
+
+
+def _fill(tree: Any, operands: Sequence[Any]) -> Any:
+    if isinstance(tree, Arg):
+        return operands[tree.position]
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_fill(each, operands) for each in tree)
+    return tree
+
+
+def _last_node(graph: fx.Graph) -> fx.Node:
+    return graph._root.prev
+
+
+def _note_new_nodes(graph: fx.Graph, after: fx.Node, note: str, last: fx.Node) -> None:
+    node = after
+    while node is not last:
+        node = node.next
+        if node.op != "placeholder":
+            node.meta.setdefault("note", note)
+
+
+def _mark_last_uses(graph: fx.Graph) -> None:
+    """Note on each node which values nobody reads after it, for the lockstep interpreter."""
+    seen: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        spent = [each for each in dict.fromkeys(node.all_input_nodes) if each not in seen]
+        seen.update(spent)
+        if node.op != "output":
+            node.meta["last_uses"] = spent
+
+
+def _random_keys(annotated: Annotated) -> dict[str, int]:
+    """Numbers of the random ops, in the order in which the model calls them."""
+    random = [s for s in annotated.sites if s.call is not None and is_random(s.call)]
+    return {site.name: number for number, site in enumerate(random)}

@@ -1,0 +1,1 @@
+"""Execution of emitted programs: knows programs and layouts, not the planner."""

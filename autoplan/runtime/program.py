@@ -1,0 +1,88 @@
+"""An emitted program: what one rank runs, as three readable graph modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from autoplan.layouts import Layout
+from autoplan.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Logical shape, type and layout of a tensor at the program's face."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the rank at `coordinates` runs.
+
+    prologue(comm, *parameters, *state) -> values: boxing that depends on parameters only.
+    body(comm, *values, *inputs) -> outputs: one microbatch; the loss whole, others as they lie.
+    epilogue(comm, *outputs) -> outputs: every output whole on every rank.
+
+    `parameters` are in storage layout, `state` are buffers and constants. `inputs` name the flat
+    positions of the model's arguments. `outputs` has, per flat output of the model, the position
+    among the body's outputs, or a plain value.
+    """
+
+    mesh: Mesh
+    coordinates: tuple[int, ...]
+    parameters: tuple[TensorSpec, ...]
+    state: tuple[TensorSpec, ...]
+    inputs: tuple[tuple[int, TensorSpec], ...]
+    outputs: tuple[OutputSpec | Constant, ...]
+    loss: int | None
+    prologue: fx.GraphModule
+    body: fx.GraphModule
+    epilogue: fx.GraphModule
+
+    @property
+    def code(self) -> str:
+        """Python text of the three parts, each line with its module path and layout."""
+        parts = (("prologue", self.prologue), ("body", self.body), ("epilogue", self.epilogue))
+        return "\n\n".join(annotated_code(name, module) for name, module in parts)
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """A tensor output: its place among the body's outputs."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An output that does not depend on tensors."""
+
+    value: Any
+
+
+_FREE = re.compile(r";\s+(?:\w+ = )+None\s*")
+_ASSIGN = re.compile(r"^(\s+)(\w+) = (.*)$")
+
+
+def annotated_code(name: str, module: fx.GraphModule) -> str:
+    """The module's forward as text, one comment a line: what lies where, and whose line it is."""
+    notes: Mapping[str, str] = {
+        node.name: node.meta["note"] for node in module.graph.nodes if node.meta.get("note")
+    }
+    lines = []
+    for line in module.code.strip().splitlines():
+        line = _FREE.sub("", line).replace("torch.ops.", "")
+        line = line.replace("def forward(self", f"def {name}(self")
+        match = _ASSIGN.match(line)
+        note = notes.get(match.group(2)) if match else None
+        lines.append(f"{line}  # {note}" if note else line)
+    return "\n".join(lines)

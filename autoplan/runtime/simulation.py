@@ -1,0 +1,228 @@
+"""All ranks in one process, in lockstep: node by node, every rank's value before the next node.
+
+The emitted programs run as they are. Boxing runs the emitted backward step, not a derivative that
+autograd would find through the simulated collective, so that a wrong dual shows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autoplan.boxing import COLLECTIVES, Step, action
+from autoplan.layouts import Layout, Split, chunk_range, local_ranges
+from autoplan.mesh import Mesh
+from autoplan.runtime.communicator import (
+    Communicator,
+    local_action,
+    moved_bytes,
+    read_step,
+)
+
+Values = list[Any]
+"""One value per rank."""
+
+
+class SimulatedCommunicator(Communicator):
+    """The local face of a simulated rank; collectives are run by `Simulator` for all at once."""
+
+    def box(self, x: Tensor, text: str, *, axis: str, sizes: tuple[int, int]) -> Tensor:
+        raise RuntimeError("a simulated rank cannot box alone; run the program in a Simulator.")
+
+    def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
+        raise RuntimeError("a simulated rank cannot reduce alone; run the program in a Simulator.")
+
+
+class Simulator:
+    """Runs the same program part of every rank of `mesh` in lockstep."""
+
+    def __init__(self, mesh: Mesh, seed: int = 0) -> None:
+        self.mesh = mesh
+        self.comms = [
+            SimulatedCommunicator(mesh, mesh.coordinates(rank), seed)
+            for rank in range(mesh.num_devices)
+        ]
+
+    def run(
+        self,
+        modules: Sequence[fx.GraphModule],
+        inputs: Sequence[Values],
+        watch: Callable[[fx.Node, Values], None] | None = None,
+    ) -> list[Values]:
+        """Outputs per position, each with one value per rank. `inputs`: one `Values` a placeholder.
+
+        `watch` is called with every node (of rank 0) and its values.
+        """
+        environments: list[dict[fx.Node, Any]] = [{} for _ in modules]
+        given = iter([list(self.comms), *inputs])
+        for nodes in zip(*(module.graph.nodes for module in modules), strict=True):
+            first = nodes[0]
+            if first.op == "placeholder":
+                results = next(given)
+            elif first.op == "output":
+                pairs = zip(nodes, environments, strict=True)
+                per_rank = [fx.node.map_arg(n.args[0], e.__getitem__) for n, e in pairs]
+                return [list(values) for values in zip(*per_rank, strict=True)]
+            else:
+                results = self._call(nodes, environments)
+            for node, environment, result in zip(nodes, environments, results, strict=True):
+                environment[node] = result
+                for spent in node.meta.get("last_uses", ()):
+                    del environment[spent]
+            if watch is not None:
+                watch(first, results)
+        raise RuntimeError("a program part has no output node.")
+
+    def _call(self, nodes: Sequence[fx.Node], environments: Sequence[dict[fx.Node, Any]]) -> Values:
+        calls = []
+        for node, environment in zip(nodes, environments, strict=True):
+            look = environment.__getitem__
+            calls.append((fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look)))
+        first = nodes[0]
+        if first.op == "call_method":
+            if first.target == "box":
+                steps = [read_step(args[2], kw["axis"], kw["sizes"]) for args, kw in calls]
+                return self.box([args[1] for args, _ in calls], steps)
+            if first.target == "all_reduce_max":
+                return self._all_reduce_max([args[1] for args, _ in calls], calls[0][0][2])
+            return [getattr(args[0], str(first.target))(*args[1:], **kw) for args, kw in calls]
+        return [
+            node.target(*args, **kw)  # type: ignore[operator]
+            for node, (args, kw) in zip(nodes, calls, strict=True)
+        ]
+
+    def box(self, values: Values, steps: Sequence[Step]) -> Values:
+        """One boxing step on every rank; differentiable."""
+        return list(_SimulatedBoxing.apply(self, tuple(steps), *values))  # type: ignore[no-untyped-call]
+
+    def _all_reduce_max(self, values: Values, axis: str) -> Values:
+        results: Values = list(values)
+        for group in self.mesh.groups(axis):
+            self._observe("all_reduce", group, values, None, axis)
+            largest = torch.stack([values[rank].detach() for rank in group]).amax(0)
+            for rank in group:
+                results[rank] = largest
+        return results
+
+    def move(self, values: Values, steps: Sequence[Step]) -> Values:
+        """What the step does to the values of all ranks."""
+        axis = steps[0].axis
+        parts = self.mesh.size(axis)
+        results: Values = [None] * len(values)
+        for group in self.mesh.groups(axis):
+            name = action(steps[group[0]].source, steps[group[0]].target)
+            if name not in COLLECTIVES:
+                for index, rank in enumerate(group):
+                    results[rank] = local_action(name, values[rank], steps[rank], parts, index)
+                continue
+            self._observe(name, group, values, steps, axis)
+            whole = _whole(name, [values[rank] for rank in group], steps[group[0]])
+            for index, rank in enumerate(group):
+                results[rank] = _part(name, whole, steps[rank], parts, index)
+        return results
+
+    def _observe(
+        self, name: str, group: list[int], values: Values, steps: Sequence[Step] | None, axis: str
+    ) -> None:
+        for rank in group:
+            x = values[rank]
+            size = x.numel() * x.element_size()
+            if steps is not None:
+                size = moved_bytes(x, steps[rank], len(group))
+            self.comms[rank].observe(name, size, axis)
+
+
+def _whole(name: str, values: Values, step: Step) -> Tensor:
+    if name in ("all_gather", "all_to_all"):
+        assert isinstance(step.source, Split)
+        return torch.cat(values, step.source.dim)
+    total: Tensor = values[0]
+    for value in itertools.islice(values, 1, None):
+        total = total + value
+    return total
+
+
+def _part(name: str, whole: Tensor, step: Step, parts: int, index: int) -> Tensor:
+    if name in ("all_gather", "all_reduce"):
+        return whole.clone()
+    assert isinstance(step.target, Split)
+    start, stop = chunk_range(step.sizes[1], parts, index)
+    return whole.narrow(step.target.dim, start, stop - start).clone()
+
+
+class _SimulatedBoxing(torch.autograd.Function):
+    """A boxing step on all ranks at once; backward is the step between the duals."""
+
+    @staticmethod
+    def forward(ctx: Any, simulator: Simulator, steps: tuple[Step, ...], *values: Tensor) -> Any:
+        ctx.simulator, ctx.steps = simulator, steps
+        ctx.set_materialize_grads(True)
+        return tuple(simulator.move(list(values), steps))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        steps = [step.reversed for step in ctx.steps]
+        return (None, None, *ctx.simulator.move([g.contiguous() for g in grads], steps))
+
+
+class _Scatter(torch.autograd.Function):
+    """A logical tensor as every rank's shard; the shards' gradients make the logical gradient.
+
+    Splits are laid side by side. Where ranks hold the same whole value (B), every one of them has
+    the whole gradient too, and the first is taken.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, layout: Layout, mesh: Mesh) -> Any:
+        ctx.layout, ctx.mesh, ctx.shape = layout, mesh, whole.shape
+        return tuple(shard(whole, layout, mesh, rank).clone() for rank in range(mesh.num_devices))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return join(list(grads), ctx.layout, ctx.mesh, tuple(ctx.shape)), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """The one logical value of ranks that all hold it whole; each gets the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> Tensor:
+        ctx.count = len(values)
+        return values[0].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return (grad,) * ctx.count
+
+
+def shard(whole: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:
+    """What `rank` holds of `whole` under a layout of splits and broadcasts; a view."""
+    ranges = local_ranges(tuple(whole.shape), layout, mesh, mesh.coordinates(rank))
+    for dim, (start, stop) in enumerate(ranges):
+        whole = whole.narrow(dim, start, stop - start)
+    return whole
+
+
+def join(values: Values, layout: Layout, mesh: Mesh, shape: tuple[int, ...]) -> Tensor:
+    """The logical tensor that shards make, of splits and broadcasts only."""
+    whole: Tensor = values[0].new_zeros(shape)
+    for rank, value in enumerate(values):
+        coordinates = mesh.coordinates(rank)
+        if all(at == 0 or isinstance(e, Split) for e, at in zip(layout, coordinates, strict=True)):
+            shard(whole, layout, mesh, rank).copy_(value)
+    return whole
+
+
+def scatter(whole: Tensor, layout: Layout, mesh: Mesh) -> Values:
+    """Every rank's shard; differentiable."""
+    return list(_Scatter.apply(whole, layout, mesh))  # type: ignore[no-untyped-call]
+
+
+def gather(values: Values) -> Tensor:
+    """The logical value that all ranks hold whole; differentiable."""
+    result: Tensor = _Gather.apply(*values)  # type: ignore[no-untyped-call]
+    return result

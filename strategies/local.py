@@ -1,0 +1,88 @@
+"""What a local program knows while it emits the ops of one node on one rank's shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoplan.boxing import Step
+from autoplan.layouts import B, Layout, chunk_range, local_ranges, local_shape
+from autoplan.mesh import Mesh
+from autoplan.strategies.rule import OpCall, Rule
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class LocalContext:
+    """One node of the plan on one rank.
+
+    split: the mesh axes, by name, that split each index of the rule; absent if none does.
+    comm: the communicator of the emitted program (collectives, random numbers); a proxy while
+        emitting, so that a program is an ordinary function of tensors either way.
+    random_key: number of this node among the random ops of the model.
+    """
+
+    mesh: Mesh
+    coordinates: tuple[int, ...]
+    call: OpCall
+    rule: Rule | None
+    target: Any
+    split: Mapping[str, tuple[str, ...]]
+    input_layouts: tuple[Layout, ...]
+    output_layouts: tuple[Layout, ...]
+    comm: Any = None
+    random_key: int = 0
+
+    def axes(self, *indices: str) -> tuple[str, ...]:
+        """The mesh axes that split any of `indices`."""
+        return tuple(axis for index in indices for axis in self.split.get(index, ()))
+
+    def input_ranges(self, position: int) -> Ranges:
+        """Start and stop, per dimension, of this rank's shard of a tensor input."""
+        shape = self.call.inputs[position].shape
+        return local_ranges(shape, self.input_layouts[position], self.mesh, self.coordinates)
+
+    def output_ranges(self, position: int = 0) -> Ranges:
+        shape = self.call.outputs[position].shape
+        return local_ranges(shape, self.output_layouts[position], self.mesh, self.coordinates)
+
+    def output_shape(self, position: int = 0) -> tuple[int, ...]:
+        """Shape of this rank's shard of an output."""
+        return tuple(stop - start for start, stop in self.output_ranges(position))
+
+    def input_bytes(self, position: int) -> int:
+        """Bytes of the largest shard of a tensor input."""
+        meta = self.call.inputs[position]
+        shape = local_shape(meta.shape, self.input_layouts[position], self.mesh)
+        size = meta.itemsize
+        for rows in shape:
+            size *= rows
+        return size
+
+    def range_of(self, index: str, size: int) -> tuple[int, int]:
+        """Start and stop of this rank's part of an index of `size` that appears in no tensor."""
+        start, stop = 0, size
+        for axis in self.split.get(index, ()):
+            at = self.mesh.index(axis)
+            low, high = chunk_range(stop - start, self.mesh.sizes[at], self.coordinates[at])
+            start, stop = start + low, start + high
+        return start, stop
+
+    def box(self, x: Any, step: Step) -> Any:
+        """One boxing step inside the program, as emitted code writes it."""
+        text = f"{step.source} -> {step.target}"
+        return self.comm.box(x, text, axis=step.axis, sizes=step.sizes)
+
+    def same_op(self, *args: Any, **kwargs: Any) -> Any:
+        """The op itself on the shards, its output's shape rewritten where it is an argument."""
+        if self.rule is not None and self.rule.sizes is not None:
+            position = self.rule.sizes
+            args = (*args[:position], list(self.output_shape()), *args[position + 1 :])
+        return self.target(*args, **kwargs)
+
+
+def replicated(ndim: int) -> Layout:
+    """The layout of a value that every rank holds whole, on a mesh of `ndim` axes."""
+    return Layout((B,) * ndim)

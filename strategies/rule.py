@@ -1,0 +1,205 @@
+"""A rule: what index notation and a few facts say about one op; signatures are derived from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from autoplan.layouts import BP, B, Entry, P, Split
+from autoplan.strategies.notation import Bound, bind, parse
+
+if TYPE_CHECKING:
+    from autoplan.strategies.local import LocalContext
+
+
+@dataclass(frozen=True)
+class TensorMeta:
+    """Logical shape and type of one tensor, and whether a gradient flows through it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Arg:
+    """Stands for the `position`-th tensor input in the arguments of an OpCall."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class OpCall:
+    """One call of an op as a rule sees it: literal arguments, and tensors by their meta data."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    inputs: tuple[TensorMeta, ...]
+    outputs: tuple[TensorMeta, ...]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The literal argument given by position or by name."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def dim(self, position: int, name: str = "dim", default: int = -1) -> int:
+        """A dimension argument of the first input, counted from the front."""
+        return int(self.argument(position, name, default)) % max(len(self.inputs[0].shape), 1)
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(meta.shape for meta in self.inputs)
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(meta.shape for meta in self.outputs)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One axis of a strategy: an entry per tensor. `label` is the index split, or B, B/P, P."""
+
+    label: str
+    inputs: tuple[Entry, ...]
+    outputs: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class InnerCollective:
+    """A collective inside a local program: kind, bytes before the axis cuts, forward or backward."""
+
+    kind: str
+    size_bytes: int
+    axis: str
+    backward: bool = False
+
+
+Program = Callable[..., Any]
+"""`program(context, *args, **kwargs)`: emits the local ops of one node; see `strategies.local`."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one op may be split.
+
+    notation: text, or a function from the call to text or to a Bound; None where this call of the
+        op has no rule.
+    kind: which roof bounds the op: "matmul", "attention", "memory", or "free" for a view.
+    partial: sets of inputs through which P passes together, each to all outputs (linear in one
+        argument: {0}; additive: {0, 1}); inputs outside the set lie as B/P.
+    sums: whether an index missing from the output is summed over (then it leaves P).
+    completes: indices that the program reduces itself, so that the output lies B, not P.
+    saves: tensors that autograd keeps for backward: input positions, and "output".
+    sizes: position of the argument that holds the output's shape, to be rewritten.
+    program: the local program, where it is not the op itself on shards.
+    programs_for: the indices for which `program` is needed; None means always.
+    inner: collectives inside the program, for pricing: (call, {index: axes}, context).
+    flops: floating-point operations of the whole op forward; by default 2 x all indices for
+        "matmul", one a number of the largest tensor otherwise.
+    """
+
+    notation: str | Callable[[OpCall], str | Bound | None]
+    kind: str = "memory"
+    partial: tuple[frozenset[int], ...] | Callable[[OpCall], tuple[frozenset[int], ...]] = ()
+    sums: bool = False
+    completes: frozenset[str] = frozenset()
+    saves: tuple[int | str, ...] | Callable[[OpCall], tuple[int | str, ...]] = ()
+    sizes: int | None = None
+    program: Program | None = None
+    programs_for: frozenset[str] | None = None
+    inner: Callable[[OpCall, LocalContext], Iterable[InnerCollective]] | None = None
+    flops: Callable[[OpCall], float] | None = None
+
+    def bound(self, call: OpCall) -> Bound:
+        """The rule's notation on the shapes of `call`."""
+        notation = self.notation if isinstance(self.notation, str) else self.notation(call)
+        if isinstance(notation, Bound):
+            return notation
+        if notation is None:
+            whole = tuple((None,) * len(shape) for shape in call.input_shapes)
+            return Bound(whole, tuple((None,) * len(shape) for shape in call.output_shapes), {})
+        return bind(parse(notation), call.input_shapes, call.output_shapes)
+
+    def saved(self, call: OpCall) -> tuple[int | str, ...]:
+        return self.saves(call) if callable(self.saves) else self.saves
+
+    def total_flops(self, call: OpCall) -> float:
+        """Floating-point operations of the whole op, forward."""
+        if self.flops is not None:
+            return self.flops(call)
+        if self.kind == "matmul":
+            return 2.0 * math.prod(self.bound(call).sizes.values())
+        return float(max((meta.numel for meta in (*call.inputs, *call.outputs)), default=0))
+
+
+def signatures(rule: Rule | None, call: OpCall) -> tuple[Signature, ...]:
+    """Every one-axis signature of `call`, derived from the rule's notation.
+
+    Splitting an index gives S where it stands, B/P on inputs without it (P on addends if the
+    output loses it), and P on outputs that lost it. All B, and all B/P where a gradient flows,
+    always work, with a rule or without.
+    """
+    result = [
+        Signature("B", (B,) * len(call.inputs), (B,) * len(call.outputs)),
+        Signature("B/P", (BP,) * len(call.inputs), (BP,) * len(call.outputs)),
+    ]
+    if rule is not None:
+        bound = rule.bound(call)
+        result.extend(filter(None, (_split(rule, bound, index) for index in bound.indices)))
+        partial = rule.partial(call) if callable(rule.partial) else rule.partial
+        for number, carriers in enumerate(partial):
+            carriers = carriers | bound.addends
+            entries = tuple(P if i in carriers else BP for i in range(len(call.inputs)))
+            label = "P" if number == 0 else f"P{number}"
+            result.append(Signature(label, entries, (P,) * len(call.outputs)))
+    unique: dict[tuple[tuple[Entry, ...], ...], Signature] = {}
+    for each in result:
+        plain = plain_signature(each, call)
+        unique.setdefault((plain.inputs, plain.outputs), plain)
+    return tuple(unique.values())
+
+
+def plain_signature(signature: Signature, call: OpCall) -> Signature:
+    """The signature with B/P written B on tensors that need no gradient."""
+
+    def plain(entries: tuple[Entry, ...], metas: tuple[TensorMeta, ...]) -> tuple[Entry, ...]:
+        return tuple(
+            B if entry == BP and not meta.requires_grad else entry
+            for entry, meta in zip(entries, metas, strict=True)
+        )
+
+    return Signature(
+        signature.label,
+        plain(signature.inputs, call.inputs),
+        plain(signature.outputs, call.outputs),
+    )
+
+
+def _split(rule: Rule, bound: Bound, index: str) -> Signature | None:
+    lost = all(index not in dims for dims in bound.outputs)
+    if lost and not rule.sums and index not in rule.completes:
+        return None
+    addend: Entry = P if lost and index not in rule.completes else BP
+    inputs = tuple(
+        Split(dims.index(index)) if index in dims else addend if i in bound.addends else BP
+        for i, dims in enumerate(bound.inputs)
+    )
+    reduced: Entry = B if index in rule.completes else P
+    outputs = tuple(
+        Split(dims.index(index)) if index in dims else reduced for dims in bound.outputs
+    )
+    return Signature(index, inputs, outputs)
