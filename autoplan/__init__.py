@@ -1,0 +1,167 @@
+"""autoplan: plans how a PyTorch model runs on many devices, proves the plan, and runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoplan import module as _module
+from autoplan import planning as _planning
+from autoplan.cost_models import Cluster
+from autoplan.errors import (
+    AutoplanError,
+    CaptureError,
+    ConfigError,
+    HintError,
+    InfeasibleError,
+    InputError,
+    LayoutError,
+    PlanFileError,
+    RuleError,
+)
+from autoplan.hints import HintValue
+from autoplan.layouts import BP, B, Layout, P, S
+from autoplan.mesh import Mesh
+from autoplan.module import ParallelModule, StepResult
+from autoplan.plan import Plan, load_plan
+from autoplan.verify import Check
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # the two verbs
+    "plan",
+    "parallelize",
+    # what they return
+    "Plan",
+    "load_plan",
+    "ParallelModule",
+    "StepResult",
+    "Check",
+    # layouts and clusters
+    "Layout",
+    "S",
+    "P",
+    "B",
+    "BP",
+    "Mesh",
+    "Cluster",
+    # errors
+    "AutoplanError",
+    "CaptureError",
+    "ConfigError",
+    "HintError",
+    "InfeasibleError",
+    "InputError",
+    "LayoutError",
+    "PlanFileError",
+    "RuleError",
+]
+
+
+def plan(
+    model: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    devices: int = 1,
+    cluster: str | Path | Cluster | None = None,
+    parallel: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    hints: Mapping[str, HintValue] | None = None,
+    memory: int | float | str | None = None,
+    training: bool = True,
+    optimizer: str = "adamw",
+    microbatches: int = 1,
+    time_limit_s: float = 60.0,
+    local_inputs: bool = False,
+    outputs: str = "loss",
+) -> Plan:
+    """Find the fastest layouts of `model` on `devices` devices, and prove them.
+
+    args, kwargs: example arguments, the whole batch; only shapes and types matter, and the model
+        may live on the meta device.
+    cluster: hardware profile by name ("h100", "a100", "cpu", ...), TOML path, or Cluster; by
+        default what this machine has.
+    parallel: the mesh: `dict(data=2, tensor=dict(size=2, mode="1d"))`, `dict(mesh=dict(x=2, y=4))`;
+        None leaves it to the planner.
+    preset: a known scheme: "ddp", "fsdp", "megatron", "megatron-sp".
+    hints: pins by glob over parameter, module and argument paths:
+        `{"transformer.h.*.mlp.c_fc.weight": "S(1)", "lm_head": {"tensor": "S(2)"}}`.
+    memory: bytes per device, as a number or "40GB"; by default the profile's.
+    optimizer: "adamw", "adam", "sgd", "momentum", or "none": what its state occupies.
+    microbatches: parts that `train_step` cuts the batch into.
+    outputs: "loss" prices a step that returns the scalar loss; "whole" also every other output.
+
+    Raises CaptureError, ConfigError, HintError, or InfeasibleError; each says what to change.
+    """
+    options = _options(
+        cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
+        local_inputs, outputs,
+    )  # fmt: skip
+    return _planning.plan(model, args, kwargs, devices, **options)
+
+
+def parallelize(
+    model: nn.Module,
+    args: tuple[Any, ...] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    devices: int | None = None,
+    cluster: str | Path | Cluster | None = None,
+    parallel: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    hints: Mapping[str, HintValue] | None = None,
+    memory: int | float | str | None = None,
+    training: bool = True,
+    optimizer: str = "adamw",
+    microbatches: int = 1,
+    time_limit_s: float = 60.0,
+    local_inputs: bool = False,
+    outputs: str = "loss",
+    plan: Plan | None = None,
+    seed: int = 0,
+) -> ParallelModule:
+    """A module that computes what `model` computes, on `devices` devices, by a plan.
+
+    The arguments are those of `autoplan.plan`. With example arguments it plans at once, without
+    them at the first call. Under torchrun (or in an initialised process group) every process is
+    one device; otherwise all devices are simulated in this process. `plan` runs a plan made before.
+    `local_inputs`: each rank passes its own part of the batch. `seed` is that of dropout.
+    """
+    options = _options(
+        cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
+        local_inputs, outputs,
+    )  # fmt: skip
+    return _module.parallelize(model, args, kwargs, devices, plan, seed, **options)
+
+
+def _options(
+    cluster: str | Path | Cluster | None,
+    parallel: Mapping[str, Any] | None,
+    preset: str | None,
+    hints: Mapping[str, HintValue] | None,
+    memory: int | float | str | None,
+    training: bool,
+    optimizer: str,
+    microbatches: int,
+    time_limit_s: float,
+    local_inputs: bool,
+    outputs: str,
+) -> dict[str, Any]:
+    if outputs not in ("loss", "whole"):
+        raise ConfigError(f"outputs must be 'loss' or 'whole', got {outputs!r}.")
+    return {
+        "cluster": cluster,
+        "parallel": parallel,
+        "preset": preset,
+        "hints": hints,
+        "memory": memory,
+        "training": training,
+        "optimizer": optimizer,
+        "microbatches": microbatches,
+        "time_limit_s": time_limit_s,
+        "local_inputs": local_inputs,
+        "whole_outputs": outputs == "whole",
+    }

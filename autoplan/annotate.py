@@ -6,6 +6,7 @@ behind a tensor with several readers so that a conversion they share is paid onc
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Annotated:
     """Flat outputs of the model: (Source, meta) for tensors, the value itself otherwise."""
     loss: int | None
     """Position of the output that is priced as the loss; None where every output is."""
+    notes: tuple[str, ...] = ()
 
     def index(self, name: str) -> int:
         return next(i for i, site in enumerate(self.sites) if site.name == name)
@@ -122,6 +124,8 @@ class _Annotator:
         self.values: dict[tuple[str, int], Source] = {}
         self._candidates: dict[Any, tuple[Rule | None, Bound | None, tuple[Candidate, ...]]] = {}
         self._boxes: dict[Any, tuple[Candidate, ...]] = {}
+        self._kept: dict[Any, tuple[Candidate, ...]] = {}
+        self.notes: list[str] = []
         self._pinned_values = self._values_with_hints()
 
     def run(self) -> Annotated:
@@ -136,7 +140,7 @@ class _Annotator:
             elif node.op == "call_function" and node.target is not operator.getitem:
                 self._add_op(node)
         outputs, loss = self._outputs()
-        return Annotated(self.captured, self.mesh, tuple(self.sites), self.values, outputs, loss)
+        return Annotated(self.captured, self.mesh, tuple(self.sites), self.values, outputs, loss, tuple(self.notes))
 
     # -- sites ------------------------------------------------------------------------------
 
@@ -287,6 +291,8 @@ class _Annotator:
             return  # a replicated constant or argument: each reader slices for free
         for hint in pins:
             kept = [c for c in candidates if _accepts_resolved(hint, self.mesh, c.outputs[0], meta)]
+            if not kept and hint.required and node.op == "placeholder":
+                raise HintError(_unsplittable(hint, self.mesh, path, meta))
             candidates = self._keep(candidates, kept, hint, path)
         at = len(self.sites)
         name = f"{node.name}:{source.output}"
@@ -336,12 +342,15 @@ class _Annotator:
     def _keep(
         self, before: tuple[Candidate, ...], kept: list[Candidate], hint: Hint, path: str
     ) -> tuple[Candidate, ...]:
+        if not kept and not hint.required:
+            self.notes.append(f"{hint} does not fit {path!r} and is not applied there")
+            return before
         if not kept:
             raise HintError(
                 f"hint {hint} leaves {path!r} no layout on mesh {self.mesh}: every rank must hold a "
                 "part of each split dimension, and other hints may already fix it. Drop or widen it."
             )
-        return tuple(kept)
+        return self._kept.setdefault((id(before), tuple(map(id, kept))), tuple(kept))
 
     def _values_with_hints(self) -> dict[tuple[str, int], list[Hint]]:
         """The results of hinted modules, and hinted arguments."""
@@ -430,6 +439,18 @@ def _combine(per_axis: tuple[Signature, ...], call: OpCall) -> Candidate:
         tuple(each.label for each in per_axis),
         tuple(Layout(each.inputs[i] for each in per_axis) for i in range(len(call.inputs))),
         tuple(Layout(each.outputs[i] for each in per_axis) for i in range(len(call.outputs))),
+    )
+
+
+def _unsplittable(hint: Hint, mesh: Mesh, path: str, meta: TensorMeta) -> str:
+    """Why an argument cannot lie as it must: its batch is too small, or leaves ranks without rows."""
+    rows = meta.shape[0] if meta.shape else 1
+    ranks = math.prod(mesh.size(axis) for axis in hint.allowed)
+    axes = " x ".join(f"{axis} {mesh.size(axis)}" for axis in hint.allowed)
+    return (
+        f"{hint}: {path!r} has {rows} rows (shape {list(meta.shape)}), which cannot be split over "
+        f"{axes}: some ranks would get none. Use a batch (or microbatch) that is a multiple of "
+        f"{ranks}, fewer devices on that axis, or no such hint."
     )
 
 

@@ -97,7 +97,7 @@ StepPrice = Callable[[str, str, int], float]
 
 @dataclass(frozen=True)
 class Move:
-    """One step of a path over layouts, before it is bound to a rank: axis index and both layouts."""
+    """One step of a path, not yet bound to a rank: the axis' index and both layouts."""
 
     axis: int
     source: Layout
@@ -119,7 +119,7 @@ class Move:
         return Step(mesh.axes[self.axis], source, target, (size[0], size[1]))
 
     def whole_bytes(self, shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> int:
-        """Bytes of the largest local tensor before this axis cuts it: what a collective works on."""
+        """Bytes of the largest local tensor before this axis cuts it: a collective's size."""
         at = (0,) * mesh.ndim
         return itemsize * math.prod(_uncut_shape(shape, self.source, self.axis, mesh, at))
 
@@ -171,11 +171,12 @@ class Router:
     ) -> NDArray[np.float64]:
         """Seconds, forward and backward, of every conversion: [len(sources), len(targets)].
 
-        Infinite where no boxing leads from one to the other.
+        Infinite where no path is finite; raises LayoutError for a layout that the tensor cannot
+        have.
         """
         table = self._table(shape, itemsize, needs_gradient)
-        rows = [table.index[layout] for layout in sources]
-        columns = [table.index[layout] for layout in targets]
+        rows = [table.at(layout) for layout in sources]
+        columns = [table.at(layout) for layout in targets]
         return table.time_s[np.ix_(rows, columns)]
 
     def path(
@@ -186,9 +187,12 @@ class Router:
         itemsize: int,
         needs_gradient: bool,
     ) -> tuple[Move, ...]:
-        """The moves of the cheapest conversion; raises LayoutError where there is none."""
+        """The moves of the cheapest conversion.
+
+        Raises LayoutError for a layout that the tensor cannot have, and where no path is finite.
+        """
         table = self._table(shape, itemsize, needs_gradient)
-        at, goal = table.index[source], table.index[target]
+        at, goal = table.at(source), table.at(target)
         if not np.isfinite(table.time_s[at, goal]):
             raise LayoutError(f"no boxing leads from {source} to {target}.")
         moves = []
@@ -234,7 +238,7 @@ class Router:
 
 
 def layout_entries(shape: tuple[int, ...], needs_gradient: bool) -> tuple[Entry, ...]:
-    """The entries that a tensor of `shape` may have on one axis; dimensions of size 1 stay whole."""
+    """Entries that a tensor of `shape` may have on one axis; dimensions of size 1 stay whole."""
     splits = tuple(Split(dim) for dim, size in enumerate(shape) if size > 1)
     return (B, BP, P, *splits) if needs_gradient else (B, P, *splits)
 
@@ -247,3 +251,13 @@ class _Table:
     time_s: NDArray[np.float64]
     next_step: NDArray[np.int64]
     moves: dict[tuple[int, int], Move]
+
+    def at(self, layout: Layout) -> int:
+        """Row and column of `layout`."""
+        try:
+            return self.index[layout]
+        except KeyError:
+            entries = ", ".join(dict.fromkeys(str(e) for known in self.index for e in known))
+            raise LayoutError(
+                f"no boxing for layout {layout}: the entries of this tensor are {entries}."
+            ) from None

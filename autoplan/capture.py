@@ -7,8 +7,9 @@ The passes of `autoplan.cleanup` then remove what says nothing about the computa
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -81,7 +82,7 @@ def capture(
     _check_arguments(args, kwargs)
     distinct_args, distinct_kwargs = _distinct((args, kwargs), model)
     notes: list[str] = []
-    with _without_key_value_cache(model, training, notes), _quiet():
+    with without_key_value_cache(model, training, notes), _quiet():
         try:
             exported = torch.export.export(model, distinct_args, distinct_kwargs, strict=False)
         except Exception as error:
@@ -115,7 +116,7 @@ def _distinct(tree: Any, model: nn.Module) -> Any:
 
 
 @contextlib.contextmanager
-def _without_key_value_cache(model: nn.Module, training: bool, notes: list[str]) -> Iterator[None]:
+def without_key_value_cache(model: nn.Module, training: bool, notes: list[str]) -> Iterator[None]:
     """A training step has no use for a key-value cache, and its class is not a tree of tensors."""
     configs = {
         id(m.config): m.config
@@ -190,6 +191,10 @@ def _clean(
     cleanup.annotate_paths(graph)
     constants = cleanup.fold_constants(graph)
     constants |= {k: v for k, v in exported.constants.items() if isinstance(v, torch.Tensor)}
+    if _is_double(model):
+        cleanup.compute_in_double(graph)
+        constants = {name: _double(value) for name, value in constants.items()}
+    cleanup.forget_devices(graph)
     cleanup.drop_no_ops(graph)
     cleanup.use_causal_flag(graph, constants)
     cleanup.split_fused_projections(graph)
@@ -219,6 +224,32 @@ def _clean(
         out_spec=exported.call_spec.out_spec,
         leaves=leaves,
         notes=tuple(notes),
+    )
+
+
+def _is_double(model: nn.Module) -> bool:
+    floating = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
+    return bool(floating) and all(dtype == torch.float64 for dtype in floating)
+
+
+def _double(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def in_double(captured: Captured) -> Captured:
+    """The same graph, node for node, computing in float64: what a proof compares."""
+    graph = copy.deepcopy(captured.graph)
+    cleanup.compute_in_double(graph)
+
+    def widen(meta: TensorMeta) -> TensorMeta:
+        return replace(meta, dtype=torch.float64) if meta.dtype.is_floating_point else meta
+
+    return replace(
+        captured,
+        graph=graph,
+        inputs=tuple(replace(each, meta=widen(each.meta)) for each in captured.inputs),
+        constants={name: _double(value) for name, value in captured.constants.items()},
+        leaves=tuple(widen(e) if isinstance(e, TensorMeta) else e for e in captured.leaves),
     )
 
 

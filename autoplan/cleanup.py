@@ -275,6 +275,35 @@ def _without_repetition(value: torch.Tensor, compare: bool = False) -> torch.Ten
     return value
 
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def compute_in_double(graph: fx.Graph) -> None:
+    """Let every floating tensor be float64: casts to lower precision become casts to float64.
+
+    A float64 model means float64; that some of its code says `.float()` is no wish for rounding.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args = tuple(torch.float64 if _is_low(a) else a for a in node.args)
+            node.kwargs = {k: torch.float64 if _is_low(a) else a for k, a in node.kwargs.items()}
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            node.meta["val"] = type(value)(_doubled(each) for each in value)
+        elif isinstance(value, torch.Tensor):
+            node.meta["val"] = _doubled(value)
+
+
+def _is_low(argument: Any) -> bool:
+    return isinstance(argument, torch.dtype) and argument in _FLOATS
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype in _FLOATS:
+        return torch.empty(value.shape, dtype=torch.float64, device="meta")
+    return value
+
+
 def drop_no_ops(graph: fx.Graph) -> None:
     """Remove ops that return their input: aliases, casts to the same type, dropout that is off."""
     for node in list(graph.nodes):
@@ -424,6 +453,13 @@ def _split_projection(
     for node in (split, reshape, product):
         if node is not None:
             graph.erase_node(node)
+
+
+def forget_devices(graph: fx.Graph) -> None:
+    """Casts keep their type and lose their device: a program runs where its inputs are."""
+    for node in graph.find_nodes(op="call_function", target=aten.to.dtype_layout):
+        node.target = aten.to.dtype
+        node.args, node.kwargs = (node.args[0], node.kwargs["dtype"]), {}
 
 
 def drop_unused(

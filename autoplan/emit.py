@@ -213,6 +213,8 @@ class _Emitter:
                 self.values[at, output] = result[output]
         layouts = ", ".join(map(str, chosen.outputs[:1]))
         note = f"{site.path}: {layouts} {_shape_text(site.outputs[0])}"
+        if isinstance(result, fx.Proxy):
+            result.node.meta["site"] = at
         _note_new_nodes(part.graph, before, note, _last_node(part.graph))
 
     def _call(self, part: _Part, site: Site, chosen: Candidate, operands: list[fx.Proxy]) -> Any:

@@ -34,6 +34,8 @@ class Hint:
     allowed: Mapping[str, frozenset[Entry | str]]
     origin: str
     ops: frozenset[str] = frozenset()
+    required: bool = True
+    """A hint that is not required is skipped, and noted, where no candidate satisfies it."""
 
     def matches(self, path: str) -> bool:
         return path == self.pattern or fnmatch.fnmatchcase(path, self.pattern)

@@ -31,7 +31,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Partial:
-    """An addend of the value; `reduction` is "sum", or "max"/"min" where nothing needs a gradient."""
+    """An addend of the value; with `reduction` "max" or "min" nothing may need a gradient."""
 
     reduction: str = "sum"
 
@@ -169,13 +169,16 @@ def _parse(value: str | Sequence[Entry | str] | Entry) -> Layout:
         else:
             entries.append(Partial(reduction or "sum"))
         position = match.end()
-    if not entries and text:
-        raise LayoutError(f"cannot read layout {value!r}.")
+    if not entries and value.strip() != "()":
+        raise LayoutError(
+            f"cannot read layout {value!r}: it has no entry; "
+            "entries are S(dim), P, B and B/P, one per mesh axis, and '()' is for one device."
+        )
     return Layout(entries)
 
 
 def chunk_range(size: int, parts: int, index: int) -> tuple[int, int]:
-    """Start and stop of part `index` when `size` rows are cut as `torch.chunk` cuts; may be empty."""
+    """Start and stop of part `index` of `size` rows, cut as `torch.chunk` cuts; may be empty."""
     rows = -(-size // parts)
     return min(index * rows, size), min((index + 1) * rows, size)
 

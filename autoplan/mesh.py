@@ -31,7 +31,7 @@ class Mesh:
 
     @staticmethod
     def of(**sizes: int) -> Mesh:
-        """A mesh from keyword sizes in order, `Mesh.of(data=2, tensor=4)`; axes of size 1 collapse."""
+        """A mesh from sizes in order, `Mesh.of(data=2, tensor=4)`; axes of size 1 collapse."""
         kept = {name: size for name, size in sizes.items() if size != 1}
         return Mesh(tuple(kept), tuple(kept.values()))
 
@@ -57,7 +57,11 @@ class Mesh:
         return math.prod(self.sizes[self.index(axis) + 1 :])
 
     def coordinates(self, rank: int) -> tuple[int, ...]:
-        """Coordinates of `rank`, one per axis."""
+        """Coordinates of `rank`, one per axis; raises ConfigError for a rank outside the mesh."""
+        if not 0 <= rank < self.num_devices:
+            raise ConfigError(
+                f"rank {rank} is outside the mesh {self}; use 0 to {self.num_devices - 1}."
+            )
         result = []
         for size in reversed(self.sizes):
             rank, coordinate = divmod(rank, size)

@@ -24,21 +24,18 @@ def _is_causal(call: OpCall) -> bool:
 def _attention(call: OpCall) -> Bound:
     """Keys and sizes are whole; fewer key heads than query heads split together with them."""
     queries = "[q]" if _is_causal(call) else "q"
-    terms = [f"*b h {queries} [d]", "*b h [k] [d]", "*b h [k] [e]"]
     shapes = list(call.input_shapes[:3])
     query_heads, key_heads = shapes[0][-3], shapes[1][-3]
-    if query_heads != key_heads:
-        # Ranks take matching groups of heads: name both by the smaller number of groups.
-        terms = [f"*b (h g) {queries} [d]", "*b h [k] [d]", "*b h [k] [e]"]
+    # Fewer key heads: ranks take matching groups of heads; name both by the number of groups.
+    heads = "h" if query_heads == key_heads else "(h g)"
+    terms = [f"*b {heads} {queries} [d]", "*b h [k] [d]", "*b h [k] [e]"]
     if _mask_given(call):
         mask = call.input_shapes[3]
-        terms.append(" ".join([*(["*b"] if len(mask) > 3 else []), *["h", "q", "k"][-len(mask) :]]))
+        names = [heads if mask[-3:-2] == (query_heads,) else "h", "q", "k"]
+        terms.append(" ".join([*(["*b"] if len(mask) > 3 else []), *names[-len(mask) :]]))
         shapes.append(mask)
     output = terms[0].replace("[d]", "[e]")
-    bound = bind(parse(f"{', '.join(terms)} -> {output}"), shapes, call.output_shapes)
-    if query_heads == key_heads:
-        return bound
-    return Bound(bound.inputs, bound.outputs, bound.sizes, bound.aligned | {"h"}, bound.addends)
+    return bind(parse(f"{', '.join(terms)} -> {output}"), shapes, call.output_shapes)
 
 
 def _flops(call: OpCall) -> float:

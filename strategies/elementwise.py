@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
+from autoplan.strategies.local import LocalContext
 from autoplan.strategies.rule import OpCall, Rule
 
 
@@ -39,6 +44,11 @@ def _widening(call: OpCall) -> tuple[frozenset[int], ...]:
     return (frozenset({0}),) if both_float and target.itemsize >= source.itemsize else ()
 
 
+def _cast(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """The type only: the captured device is where the model was, not where the program runs."""
+    return torch.ops.aten.to.dtype(x, context.call.outputs[0].dtype)
+
+
 _NONLINEAR = Rule(_pointwise, saves=(0,))
 _FROM_OUTPUT = Rule(_pointwise, saves=("output",))
 _CONSTANT = Rule(_pointwise)
@@ -48,7 +58,7 @@ _LINEAR = Rule(_pointwise, partial=(frozenset({0}),))
 _SAVES_INPUT = (
     "gelu.default silu.default relu6.default hardtanh.default hardswish.default mish.default "
     "pow.Tensor_Scalar square.default log.default log1p.default cos.default sin.default erf.default "
-    "abs.default leaky_relu.default elu.default softplus.default logsigmoid.default log_sigmoid.default "
+    "abs.default leaky_relu.default elu.default softplus.default log_sigmoid.default "
     "clamp.default clamp_min.default clamp_max.default"
 )
 _SAVES_OUTPUT = (
@@ -84,6 +94,7 @@ RULES: dict[str, Rule] = {
     "aten.where.ScalarOther": Rule(_pointwise, saves=(0,)),
     "aten.masked_fill.Scalar": Rule(_pointwise, saves=(1,)),
     "aten.to.dtype": Rule(_pointwise, partial=_widening),
+    "aten.to.device": Rule(_pointwise, partial=_widening, program=_cast),
     "aten.to.dtype_layout": Rule(_pointwise, partial=_widening),
     "aten._to_copy.default": Rule(_pointwise, partial=_widening),
     "aten.clone.default": _LINEAR,

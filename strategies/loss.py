@@ -99,13 +99,11 @@ def _split_class_losses(
 def _inner(call: OpCall, context: LocalContext) -> Iterator[InnerCollective]:
     """The collectives of `_local_cross_entropy`; their backward moves nothing."""
     if class_axes := context.axes("c"):
-        logits = call.inputs[0]
         start, stop = context.input_ranges(0)[1]
         row_bytes = context.input_bytes(0) // (stop - start)
-        if logits.itemsize:
-            for axis in class_axes:
-                for _ in ("maximum", "sum", "target"):
-                    yield InnerCollective("all_reduce", row_bytes, axis)
+        for axis in class_axes:
+            for _ in ("maximum", "sum", "target"):
+                yield InnerCollective("all_reduce", row_bytes, axis)
     if _reduction(call) == _MEAN:
         for axis in context.axes(*_row_indices(call)):
             yield InnerCollective("all_reduce", call.inputs[0].itemsize, axis)
@@ -120,7 +118,7 @@ def _local_loss(context: LocalContext, x: Any, y: Any, *args: Any, **kwargs: Any
     if _reduction(context.call) != _MEAN or not any(context.split.values()):
         return context.same_op(x, y, *args, **kwargs)
     total = context.target(x, y, _SUM, *args[1:], **kwargs)
-    return torch.div(total, math.prod(context.call.inputs[0].shape))
+    return torch.div(total, math.prod(torch.broadcast_shapes(*context.call.input_shapes)))
 
 
 _ELEMENTWISE = Rule(_elementwise_loss, sums=True, saves=(0, 1), program=_local_loss)

@@ -31,6 +31,12 @@ def _addmm(call: OpCall) -> str:
     return f"+{bias}, n i, i o -> n o"
 
 
+def _baddbmm(call: OpCall) -> str:
+    """The addend aligns from the right, as broadcasting does."""
+    bias = "b i j".split()[3 - len(call.inputs[0].shape) :]
+    return f"+{' '.join(bias)}, b i k, b k j -> b i j"
+
+
 def _saved_factors(call: OpCall) -> tuple[int | str, ...]:
     """Each factor is kept for the gradient of the other one."""
     first = 1 if call.op.startswith(("aten.addmm", "aten.baddbmm")) else 0
@@ -53,5 +59,5 @@ RULES: dict[str, Rule] = {
     "aten.mm.default": _contraction("i k, k j -> i j"),
     "aten.bmm.default": _contraction("b i k, b k j -> b i j"),
     "aten.addmm.default": _contraction(_addmm, partial=(frozenset({1}),)),
-    "aten.baddbmm.default": _contraction("+b i j, b i k, b k j -> b i j", (frozenset({1}),)),
+    "aten.baddbmm.default": _contraction(_baddbmm, partial=(frozenset({1}),)),
 }

@@ -76,6 +76,9 @@ class Bound:
 _TOKEN = re.compile(r"\s*(\*\w+|\w+|\[\s*\w+\s*\]|\([^()]*\))")
 
 
+_LABEL = re.compile(r"B|P\d*")
+
+
 def parse(text: str) -> Notation:
     """Read `"*b i, o i, +o -> *b o"`; raises RuleError naming the part that cannot be read."""
     sides = text.split("->")
@@ -106,6 +109,9 @@ def _parse_term(term: str, text: str) -> Term:
             dims.append(Dim(tuple(token[1:-1].split())))
         else:
             dims.append(Dim((token,)))
+        for name in dims[-1].factors:
+            if _LABEL.fullmatch(name):
+                raise RuleError(f"rule {text!r}: {name} names a layout; call the index otherwise.")
         position = match.end()
     if sum(dim.is_star for dim in dims) > 1:
         raise RuleError(f"rule {text!r}: one '*' a tensor at most, got {body!r}.")
@@ -226,6 +232,8 @@ def bind_reshape(source: Shape, target: Shape) -> Bound:
     Dimensions pair up where running products agree. Inside a group of unequal dimensions only the
     leading factor common to both sides can be split, and only evenly.
     """
+    if 0 in source:
+        return Bound(((None,) * len(source),), ((None,) * len(target),), {})
     left: list[str | None] = [None] * len(source)
     right: list[str | None] = [None] * len(target)
     sizes: dict[str, int] = {}

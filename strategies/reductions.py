@@ -17,6 +17,8 @@ def _reduced_dims(call: OpCall) -> list[int]:
     dims = call.argument(1, "dim") if ".dim" in call.op else None
     if dims is None or (isinstance(dims, Sequence) and not dims):
         return list(range(ndim))
+    if ndim == 0:
+        return []
     return [dim % ndim for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
@@ -51,7 +53,8 @@ def _along(position: int) -> Callable[[OpCall], str]:
 
     def notation(call: OpCall) -> str:
         names = [f"d{i}" for i in range(len(call.inputs[0].shape))]
-        names[call.dim(position)] = "[k]"
+        if names:
+            names[call.dim(position)] = "[k]"
         return f"{' '.join(names)} -> {' '.join(names)}"
 
     return notation

@@ -72,12 +72,13 @@ def _uneven_split(call: OpCall) -> Bound:
 
 
 def _cat(call: OpCall) -> Bound:
-    """Pieces joined along one dimension, which stays whole."""
+    """Pieces joined along one dimension, which stays whole; an empty vector joins anything."""
     shape = call.outputs[0].shape
     at = int(call.argument(1, "dim", 0)) % len(shape)
     dims = tuple(f"d{i}" if i != at and size > 1 else None for i, size in enumerate(shape))
     sizes = {f"d{i}": size for i, size in enumerate(shape) if i != at and size > 1}
-    return Bound((dims,) * len(call.inputs), (dims,), sizes)
+    inputs = tuple((None,) if each == (0,) else dims for each in call.input_shapes)
+    return Bound(inputs, (dims,), sizes)
 
 
 def _stack(call: OpCall) -> str:
@@ -101,6 +102,17 @@ def _pad_is_linear(call: OpCall) -> tuple[frozenset[int], ...]:
     """Padding with anything but zero would add it once a rank."""
     zero = call.argument(2, "mode", "constant") == "constant" and not call.argument(3, "value", 0.0)
     return _LINEAR if zero else ()
+
+
+def _broadcast(call: OpCall) -> str:
+    stars = ", ".join(["*b"] * len(call.inputs))
+    return f"{stars} -> {stars}"
+
+
+def _as_expand(context: LocalContext, tensors: Any) -> Any:
+    """Each tensor to the local shape of the result: a shard cannot tell what the others expand."""
+    expand = torch.ops.aten.expand.default
+    return [expand(each, list(context.output_shape(i))) for i, each in enumerate(tensors)]
 
 
 def _additive(call: OpCall) -> tuple[frozenset[int], ...]:
@@ -128,6 +140,9 @@ RULES: dict[str, Rule] = {
     "aten.numpy_T.default": Rule(_matrix_transpose, kind="free", partial=_LINEAR),
     "aten.permute.default": Rule(_permute, kind="free", partial=_LINEAR),
     "aten.expand.default": Rule(_expand, kind="free", partial=_LINEAR, sizes=1),
+    "aten.broadcast_tensors.default": Rule(
+        _broadcast, kind="free", partial=_additive, program=_as_expand
+    ),
     "aten.slice.Tensor": Rule(_slice, kind="free", partial=_LINEAR),
     "aten.split.Tensor": Rule(_uneven_split, kind="free", partial=_LINEAR),
     "aten.split_with_sizes.default": Rule(_uneven_split, kind="free", partial=_LINEAR),

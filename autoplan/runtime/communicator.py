@@ -7,6 +7,7 @@ value moves is left to a communicator: real process groups here, one process in 
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class Communicator(abc.ABC):
         return x * (keep.to(x.dtype) / (1.0 - p if p < 1.0 else 1.0))
 
     def causal_mask(self, scores: Tensor, start: int) -> Tensor:
-        """Scores [..., q, k] with keys after their query at minus infinity; queries from `start`."""
+        """Scores [..., q, k], minus infinity where the key comes after query `start` + q."""
         rows = torch.arange(start, start + scores.shape[-2], device=scores.device)
         columns = torch.arange(scores.shape[-1], device=scores.device)
         return scores.masked_fill(columns > rows[:, None], float("-inf"))
@@ -64,13 +65,12 @@ class Communicator(abc.ABC):
             self.observer(name, size_bytes, axis)
 
 
-def moved_bytes(x: Tensor, step: Step, parts: int) -> int:
-    """Bytes of the tensor before `step.axis` cuts it, counted as the largest rank has it."""
+def moved_bytes(x: Tensor, step: Step) -> int:
+    """Bytes of the local tensor before `step.axis` cuts it; the same on the whole group."""
+    shape = list(x.shape)
     if isinstance(step.source, Split):
-        rows = x.shape[step.source.dim]
-        rest = x.numel() // rows if rows else 0
-        return rest * step.sizes[0] * x.element_size()
-    return x.numel() * x.element_size()
+        shape[step.source.dim] = step.sizes[0]
+    return math.prod(shape) * x.element_size()
 
 
 def local_action(name: str, x: Tensor, step: Step, parts: int, index: int) -> Tensor:
@@ -83,7 +83,8 @@ def local_action(name: str, x: Tensor, step: Step, parts: int, index: int) -> Te
         return x.narrow(step.target.dim, start, stop - start)
     if name == "keep_one":
         return x.view_as(x) if index == 0 else torch.zeros_like(x)
-    assert name == "zero_pad" and isinstance(step.source, Split)
+    assert name == "zero_pad"
+    assert isinstance(step.source, Split)
     start, stop = chunk_range(step.sizes[0], parts, index)
     shape = list(x.shape)
     shape[step.source.dim] = step.sizes[0]
@@ -101,8 +102,15 @@ class _Boxing(torch.autograd.Function):
         return run(x, step)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ctx.run(grad, ctx.step.reversed), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # Through itself, so that the gradient of the gradient is boxing a -> b again.
+        return box(grad, ctx.step.reversed, ctx.run), None, None
+
+
+def box(x: Tensor, step: Step, run: Callable[[Tensor, Step], Tensor]) -> Tensor:
+    """What `run` makes of `x` in `step`, with the gradient of boxing."""
+    result: Tensor = _Boxing.apply(x, step, run)  # type: ignore[no-untyped-call]
+    return result
 
 
 class DistributedCommunicator(Communicator):
@@ -119,8 +127,7 @@ class DistributedCommunicator(Communicator):
         self._groups = {axis: group.group_name for axis, group in groups.items()}
 
     def box(self, x: Tensor, text: str, *, axis: str, sizes: tuple[int, int]) -> Tensor:
-        result: Tensor = _Boxing.apply(x, read_step(text, axis, sizes), self._run)  # type: ignore[no-untyped-call]
-        return result
+        return box(x, read_step(text, axis, sizes), self._run)
 
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         self.observe("all_reduce", x.numel() * x.element_size(), axis)
@@ -132,28 +139,30 @@ class DistributedCommunicator(Communicator):
         index = self.coordinates[self.mesh.index(step.axis)]
         if name not in COLLECTIVES:
             return local_action(name, x, step, parts, index)
-        self.observe(name, moved_bytes(x, step, parts), step.axis)
+        self.observe(name, moved_bytes(x, step), step.axis)
         if x.dtype == torch.bool:
             return self._collective(name, x.to(torch.uint8), step, parts, index).to(torch.bool)
         return self._collective(name, x, step, parts, index)
 
     def _collective(self, name: str, x: Tensor, step: Step, parts: int, index: int) -> Tensor:
+        reduction = step.source.reduction if isinstance(step.source, Partial) else "sum"
         if name == "all_reduce":
-            reduction = step.source.reduction if isinstance(step.source, Partial) else "sum"
             return self._all_reduce(x, step.axis, reduction)
         if name == "all_gather":
             assert isinstance(step.source, Split)
             dim, size = step.source.dim, step.sizes[0]
-            pieces = self._gather(_pad(x, dim, -(-size // parts)), step.axis, parts)
-            return torch.cat(pieces, dim).narrow(dim, 0, size)
+            stacked = self._all_gather(_pad(x, dim, -(-size // parts)), step.axis, parts)
+            return stacked.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, size)
         if name == "reduce_scatter":
             assert isinstance(step.target, Split)
             dim, size = step.target.dim, step.sizes[1]
             start, stop = chunk_range(size, parts, index)
             rows = -(-size // parts)
-            stacked = torch.stack(_pad(x, dim, rows * parts).split(rows, dim)).contiguous()
-            return self._reduce_scatter(stacked, step.axis, parts).narrow(dim, 0, stop - start)
-        assert isinstance(step.source, Split) and isinstance(step.target, Split)
+            stacked = torch.unflatten(_pad(x, dim, rows * parts), dim, (parts, rows)).movedim(
+                dim, 0
+            )
+            summed = self._reduce_scatter(stacked, step.axis, parts, reduction)
+            return summed.narrow(dim, 0, stop - start)
         return self._all_to_all(x, step, parts, index)
 
     def _wait(self, x: Tensor) -> Tensor:
@@ -164,20 +173,23 @@ class DistributedCommunicator(Communicator):
         out = torch.ops._c10d_functional.all_reduce(x.contiguous(), reduction, self._groups[axis])
         return self._wait(out)
 
-    def _gather(self, x: Tensor, axis: str, parts: int) -> Sequence[Tensor]:
-        flat = x.contiguous().reshape(1, -1)
-        out = torch.ops._c10d_functional.all_gather_into_tensor(flat, parts, self._groups[axis])
-        return [row.view(x.shape) for row in self._wait(out)]
+    def _all_gather(self, x: Tensor, axis: str, parts: int) -> Tensor:
+        """Every rank's `x`, stacked."""
+        row = x.contiguous().unsqueeze(0)
+        out = torch.ops._c10d_functional.all_gather_into_tensor(row, parts, self._groups[axis])
+        return self._wait(out)
 
-    def _reduce_scatter(self, stacked: Tensor, axis: str, parts: int) -> Tensor:
+    def _reduce_scatter(self, stacked: Tensor, axis: str, parts: int, reduction: str) -> Tensor:
+        """Row `k` of the reduced `stacked` on rank k."""
         out = torch.ops._c10d_functional.reduce_scatter_tensor(
-            stacked, "sum", parts, self._groups[axis]
+            stacked.contiguous(), reduction, parts, self._groups[axis]
         )
         return self._wait(out).squeeze(0)
 
     def _all_to_all(self, x: Tensor, step: Step, parts: int, index: int) -> Tensor:
         """Cut along the target dimension, send piece k to rank k, join along the source one."""
-        assert isinstance(step.source, Split) and isinstance(step.target, Split)
+        assert isinstance(step.source, Split)
+        assert isinstance(step.target, Split)
         gathered, cut = step.source.dim, step.target.dim
         ranges = [chunk_range(step.sizes[1], parts, k) for k in range(parts)]
         pieces = [x.narrow(cut, start, stop - start).contiguous() for start, stop in ranges]
@@ -195,7 +207,7 @@ class DistributedCommunicator(Communicator):
                 flat, received, sent, self._groups[step.axis]
             )
         )
-        parts_in = [p.view(s) for p, s in zip(out.split(received), shapes, strict=True)]
+        parts_in = [p.view(s) for p, s in zip(torch.split(out, received), shapes, strict=True)]
         return torch.cat(parts_in, gathered)
 
 

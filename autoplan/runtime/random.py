@@ -29,14 +29,17 @@ def _mix_number(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def uniform(
+def random_bits(
     local_shape: Sequence[int],
     shape: Sequence[int],
     starts: Sequence[int],
     key: tuple[int, ...],
     device: torch.device,
 ) -> Tensor:
-    """Numbers in [0, 1) for the shard of `local_shape` that starts at `starts` of `shape`."""
+    """32-bit numbers (int64) for the shard of `local_shape` that starts at `starts` of `shape`.
+
+    `key` may hold numbers of up to 64 bits.
+    """
     stride = 1
     index = torch.zeros((), dtype=torch.int64, device=device)
     for dim in reversed(range(len(shape))):
@@ -45,10 +48,11 @@ def uniform(
         stride *= shape[dim]
     salt = 0x9E3779B9
     for number in key:
-        salt = _mix_number((salt ^ (number & _MASK)) & _MASK)
+        for half in (number & _MASK, (number >> 32) & _MASK):
+            salt = _mix_number(salt ^ half)
     low, high = index & _MASK, index >> 32
     bits = _mix(_mix((low ^ salt) & _MASK) ^ _mix((high + salt) & _MASK))
-    return bits.expand(tuple(local_shape)) / 2.0**32
+    return bits.expand(tuple(local_shape))
 
 
 def dropout_mask(
@@ -60,5 +64,8 @@ def dropout_mask(
     key: int,
     step: int,
 ) -> Tensor:
-    """Which elements of the shard `x` are kept: each with probability 1 - p."""
-    return uniform(x.shape, shape, starts, (seed, key, step), x.device) >= p
+    """Which elements of the shard `x` are kept: each with probability 1 - p.
+
+    Compared as integers: float32 has no room for 32 bits, and the default dtype may be smaller.
+    """
+    return random_bits(x.shape, shape, starts, (seed, key, step), x.device) >= round(p * 2**32)

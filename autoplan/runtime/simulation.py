@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from autoplan.boxing import COLLECTIVES, Step, action
-from autoplan.layouts import Layout, Split, chunk_range, local_ranges
+from autoplan.layouts import Layout, Partial, Split, chunk_range, local_ranges
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import (
     Communicator,
@@ -78,7 +78,7 @@ class Simulator:
         raise RuntimeError("a program part has no output node.")
 
     def _call(self, nodes: Sequence[fx.Node], environments: Sequence[dict[fx.Node, Any]]) -> Values:
-        calls = []
+        calls: list[tuple[Any, Any]] = []
         for node, environment in zip(nodes, environments, strict=True):
             look = environment.__getitem__
             calls.append((fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look)))
@@ -95,7 +95,7 @@ class Simulator:
             for node, (args, kw) in zip(nodes, calls, strict=True)
         ]
 
-    def box(self, values: Values, steps: Sequence[Step]) -> Values:
+    def box(self, values: Sequence[Tensor], steps: Sequence[Step]) -> Values:
         """One boxing step on every rank; differentiable."""
         return list(_SimulatedBoxing.apply(self, tuple(steps), *values))  # type: ignore[no-untyped-call]
 
@@ -132,17 +132,26 @@ class Simulator:
             x = values[rank]
             size = x.numel() * x.element_size()
             if steps is not None:
-                size = moved_bytes(x, steps[rank], len(group))
+                size = moved_bytes(x, steps[rank])
             self.comms[rank].observe(name, size, axis)
+
+
+_COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
 
 
 def _whole(name: str, values: Values, step: Step) -> Tensor:
     if name in ("all_gather", "all_to_all"):
         assert isinstance(step.source, Split)
         return torch.cat(values, step.source.dim)
+    reduction = step.source.reduction if isinstance(step.source, Partial) else "sum"
+    combine = _COMBINE[reduction]
     total: Tensor = values[0]
     for value in itertools.islice(values, 1, None):
-        total = total + value
+        total = combine(total, value)
     return total
 
 
@@ -166,7 +175,8 @@ class _SimulatedBoxing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         steps = [step.reversed for step in ctx.steps]
-        return (None, None, *ctx.simulator.move([g.contiguous() for g in grads], steps))
+        # Through itself, so that the gradient of the gradient is boxing a -> b again.
+        return (None, None, *ctx.simulator.box(grads, steps))
 
 
 class _Scatter(torch.autograd.Function):
@@ -195,7 +205,7 @@ class _Gather(torch.autograd.Function):
         return values[0].clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return (grad,) * ctx.count
 
 

@@ -1,0 +1,539 @@
+"""The parallel module: a planned model that trains like the original, on real or simulated ranks."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
+
+from autoplan.annotate import annotate
+from autoplan.capture import Captured, capture
+from autoplan.cost_models import Roofline, load_cluster
+from autoplan.emit import emit
+from autoplan.errors import AutoplanError, ConfigError, InputError
+from autoplan.hints import Hint
+from autoplan.layouts import Layout
+from autoplan.mesh import Mesh
+from autoplan.parallel import MeshChoice
+from autoplan.plan import Plan, decode_plan, encode_plan
+from autoplan.planning import (
+    Planned,
+    Request,
+    choices_of,
+    make_request,
+    plan_captured,
+    scheme_hints,
+    user_hints,
+)
+from autoplan.pricing import Pricer
+from autoplan.runtime.batches import Example, batch_size, microbatches, whole_batch
+from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
+from autoplan.runtime.program import Constant, Program
+from autoplan.strategies import RULES
+from autoplan.strategies.rule import TensorMeta
+from autoplan.verify import Check, verify
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What `train_step` returns: the mean loss of the microbatches; outputs where asked for."""
+
+    loss: Tensor
+    outputs: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The programs for one form of the arguments: shapes, types, values, train or eval mode."""
+
+    planned: Planned
+    captured: Captured
+    programs: tuple[Program, ...]
+
+
+class ParallelModule(nn.Module):
+    """A model under a plan. Call it, call `backward`, step an optimizer, as with the original.
+
+    Arguments and outputs are logical values; every rank sees the same loss. Parameters are DTensors
+    in their storage layout under torch.distributed, logical tensors in simulation.
+    """
+
+    def __init__(self, model: nn.Module, request: Request, plan: Plan | None, seed: int) -> None:
+        super().__init__()
+        self._request = request
+        self._given_plan = plan
+        self._seed = seed
+        self._steps = 0
+        self._entries: dict[Any, Entry] = {}
+        self._executor: Executor | None = None
+        self._model_name = type(model).__name__
+        # The model is kept twice outside of nn.Module's registry: its structure on the meta device,
+        # to be captured for every form of arguments, and, until they are placed, its weights.
+        object.__setattr__(self, "_structure", _meta_copy(model))
+        object.__setattr__(self, "_weights", model)
+        self._storage: dict[str, Layout] = {}
+        self._buffer_paths: dict[str, str] = {}
+        self.train(model.training)
+
+    # -- planning ---------------------------------------------------------------------------
+
+    def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Plan and emit for arguments like these: the whole batch, or this rank's own part."""
+        example: Example = (tuple(args), dict(kwargs))
+        if self._request.local_inputs:
+            self._check_local_inputs()
+            example = whole_batch(example, self._request.devices)
+        self._entry(microbatches(example, self._request.setting.microbatches)[0])
+
+    def _entry(self, example: Example) -> Entry:
+        leaves, spec = pytree.tree_flatten(example)
+        key = (spec, self.training, tuple(_form(leaf) for leaf in leaves))
+        if key not in self._entries:
+            self._entries[key] = self._make_entry(example)
+        return self._entries[key]
+
+    def _make_entry(self, example: Example) -> Entry:
+        structure: nn.Module = self._structure
+        structure.train(self.training)
+        captured = capture(structure, *example, training=self._request.setting.training)
+        planned = self._agree_on_plan(captured)
+        if self._executor is None:
+            self._place(planned, captured)
+        executor = self._live_executor
+        programs = tuple(
+            emit(
+                planned.annotated,
+                planned.choices,
+                planned.pricer.router,
+                rank,
+                planned.plan.whole_outputs,
+            )
+            for rank in executor.ranks
+        )
+        return Entry(planned, captured, programs)
+
+    def _agree_on_plan(self, captured: Captured) -> Planned:
+        """Plan once, on rank 0, and let every rank follow: a time limit may cut ranks differently."""
+        plan = self._given_plan if not self._entries else None
+        request = self._request
+        if self._entries:
+            mesh = self.plan.mesh
+            held = [Hint(p, "storage", _pins(mesh, s), "the layouts held") for p, s in self._storage.items()]
+            choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
+            request = replace(request, meshes=(choice,), held=tuple(held))
+        if plan is not None:
+            return follow(captured, plan, request)
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return plan_captured(captured, request, self._model_name)
+        box: list[Any] = [None]
+        planned: Planned | None = None
+        if dist.get_rank() == 0:
+            try:
+                planned = plan_captured(captured, request, self._model_name)
+                box = [encode_plan(planned.plan)]
+            except AutoplanError as error:
+                box = [error]
+        dist.broadcast_object_list(box, src=0)
+        if isinstance(box[0], AutoplanError):
+            raise box[0]
+        return planned or follow(captured, decode_plan(box[0], "the plan of rank 0"), request)
+
+    # -- placing ----------------------------------------------------------------------------
+
+    def _place(self, planned: Planned, captured: Captured) -> None:
+        """Create the executor, and the parameters in their storage layouts."""
+        mesh = planned.plan.mesh
+        model: nn.Module = self._weights
+        executor = make_executor(mesh, model, self._seed)
+        self._executor = executor
+        stored = {
+            site.path: site.candidates[choice].storage
+            for site, choice in zip(planned.annotated.sites, planned.choices, strict=True)
+            if site.kind == "parameter"
+        }
+        whole = Layout.parse(["B"] * mesh.ndim)
+        placed: dict[int, nn.Parameter] = {}
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) not in placed:
+                layout = stored.get(path) or whole
+                self._storage[path] = layout
+                value = _same_everywhere(parameter.detach(), executor)
+                placed[id(parameter)] = executor.parameter(value, layout, parameter.requires_grad)
+            self._register(path, placed[id(parameter)])
+        persistent = set(model.state_dict(keep_vars=True))
+        for path, buffer in model.named_buffers(remove_duplicate=False):
+            value = _same_everywhere(buffer.detach(), executor).to(executor.device, copy=True)
+            self._register(path, value, persistent=path in persistent)
+        object.__setattr__(self, "_weights", None)
+
+    def _register(self, path: str, value: Tensor, persistent: bool = True) -> None:
+        """Register under the model's own path, in a tree of plain modules."""
+        *parents, name = path.split(".")
+        owner: nn.Module = self
+        for parent in parents:
+            if parent not in owner._modules:
+                if hasattr(owner, parent):
+                    raise ConfigError(
+                        f"the model's submodule {parent!r} has the name of an attribute of a parallel "
+                        "module; rename it in the model."
+                    )
+                owner.add_module(parent, nn.Module())
+            owner = owner._modules[parent]  # type: ignore[assignment]
+        if isinstance(value, nn.Parameter):
+            owner.register_parameter(name, value)
+        else:
+            owner.register_buffer(name, value, persistent=persistent)
+
+    @property
+    def _live_executor(self) -> Executor:
+        if self._executor is None:
+            raise InputError(
+                "the module has no plan yet: call it once, or give example args to parallelize()."
+            )
+        return self._executor
+
+    @property
+    def _first(self) -> Entry:
+        self._live_executor  # noqa: B018  (raises where there is no plan)
+        return next(iter(self._entries.values()))
+
+    # -- running ----------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's outputs in its own structure, as logical values on every rank."""
+        example: Example = (args, kwargs)
+        entry = self._entry_for_call(example)
+        values = self._prologue(entry)
+        outputs = self._body(entry, values, example)
+        return self._outputs(entry, outputs)
+
+    def _entry_for_call(self, example: Example) -> Entry:
+        if not self._request.local_inputs:
+            return self._entry(example)
+        self._check_local_inputs()
+        return self._entry(whole_batch(example, self._request.devices))
+
+    def _check_local_inputs(self) -> None:
+        if not _distributed():
+            raise InputError(
+                "local_inputs=True needs real ranks, each with its own part of the batch; run under "
+                "torchrun, or give the whole batch to a simulated module."
+            )
+
+    def _prologue(self, entry: Entry) -> list[Any]:
+        executor, program = self._live_executor, entry.programs[0]
+        parameters = dict(self.named_parameters(remove_duplicate=False))
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        inputs = [
+            executor.stored(parameters[s.name], self._storage[s.name]) for s in program.parameters
+        ]
+        for spec in program.state:
+            value = buffers.get(spec.name)
+            if value is None:
+                value = entry.captured.constants[spec.name]
+            inputs.append(executor.give(value, spec.layout))
+        return executor.run("prologue", entry.programs, inputs)
+
+    def _body(
+        self, entry: Entry, values: list[Any], example: Example, watch: Any = None
+    ) -> list[Any]:
+        executor = self._live_executor
+        leaves = pytree.tree_leaves(example)
+        inputs = [
+            executor.give(leaves[position], spec.layout)
+            for position, spec in entry.programs[0].inputs
+        ]
+        executor.set_step(self._steps)
+        self._steps += 1
+        return executor.run("body", entry.programs, [*values, *inputs], watch)
+
+    def _outputs(self, entry: Entry, outputs: list[Any]) -> Any:
+        executor, program = self._live_executor, entry.programs[0]
+        finals = executor.run("epilogue", entry.programs, outputs)
+        flat = [
+            each.value if isinstance(each, Constant) else executor.take(finals[each.position])
+            for each in program.outputs
+        ]
+        return pytree.tree_unflatten(flat, entry.captured.out_spec)
+
+    def train_step(
+        self,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        microbatches: int | None = None,
+        outputs: bool = False,
+        forward_only: bool = False,
+    ) -> StepResult:
+        """Forward and backward over microbatches; gradients add to `.grad`.
+
+        The loss is the mean over microbatches, as of one batch with a mean loss; parameters are
+        boxed once for all of them. `outputs` also gathers every output, one tree per microbatch;
+        `forward_only` leaves the gradients alone. Raises InputError for a batch that does not
+        divide, or a model without a scalar loss among its outputs.
+        """
+        count = self._request.setting.microbatches if microbatches is None else microbatches
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"microbatches must be a positive whole number, got {count!r}.")
+        parts = _microbatches((tuple(args), dict(kwargs or {})), count)
+        entries = [self._entry_for_call(part) for part in parts]
+        entry = entries[0]
+        if entry.programs[0].loss is None:
+            raise InputError(
+                f"{self._model_name} returned no scalar loss for these arguments; pass labels, or "
+                "call the module and compute the loss yourself."
+            )
+        executor = self._live_executor
+        with torch.set_grad_enabled(not forward_only):
+            values = self._prologue(entry)
+            leaves = [self._detached(value) for value in values]
+            losses, trees = [], []
+            for part in parts:
+                results = self._body(entry, leaves, part)
+                place = entry.programs[0].outputs[entry.programs[0].loss]
+                loss = executor.take(results[place.position])  # type: ignore[union-attr]
+                if not forward_only:
+                    (loss / count).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
+                if outputs:
+                    with torch.no_grad():
+                        trees.append(self._outputs(entry, results))
+            if not forward_only:
+                self._backward_of_prologue(values, leaves)
+        return StepResult(torch.stack(losses).mean(), tuple(trees) if outputs else None)
+
+    def _detached(self, value: Any) -> Any:
+        executor = self._live_executor
+        tensors = [t.detach().requires_grad_(t.requires_grad) for t in executor.tensors(value)]
+        return executor.rebuild(value, tensors)
+
+    def _backward_of_prologue(self, values: list[Any], leaves: list[Any]) -> None:
+        executor = self._live_executor
+        roots: list[Tensor] = []
+        grads: list[Tensor] = []
+        for value, leaf in zip(values, leaves, strict=True):
+            for tensor, held in zip(executor.tensors(value), executor.tensors(leaf), strict=True):
+                if tensor.requires_grad and held.grad is not None:
+                    roots.append(tensor)
+                    grads.append(held.grad)
+        if roots:
+            torch.autograd.backward(roots, grads)
+
+    # -- looking ----------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The plan in force, of the first form of arguments."""
+        return self._first.planned.plan
+
+    @property
+    def code(self) -> str:
+        """The emitted program of this rank (rank 0 in simulation) as annotated Python text."""
+        return self._first.programs[0].code
+
+    def report(self) -> str:
+        """The plan as text."""
+        return self.plan.report()
+
+    def verify(
+        self,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        tolerance: float = 1e-9,
+    ) -> Check:
+        """Run the original and the emitted program in float64 on these arguments and compare.
+
+        Outputs and every gradient; see `autoplan.verify.Check`. Leaves gradients as they are.
+        """
+        example: Example = (tuple(args), dict(kwargs or {}))
+        return verify(self, self._entry_for_call(example), example, tolerance)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """The original model's state dict, whole, on the CPU of every rank."""
+        executor = self._live_executor
+        result: dict[str, Tensor] = {}
+        aliases = self._first.captured.aliases
+        for path, value in self.state_dict(keep_vars=True).items():
+            if isinstance(value, nn.Parameter):
+                value = executor.whole(value, self._storage[aliases.get(path, path)])
+            result[path] = value.detach().cpu().clone()
+        return result
+
+    def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the original model's state dict, given whole on every rank.
+
+        Raises InputError for missing, unknown or misshapen entries, before anything is changed.
+        """
+        executor = self._live_executor
+        own = self.state_dict(keep_vars=True)
+        problems = [f"missing {path!r}" for path in own if path not in state]
+        problems += [f"unknown {path!r}" for path in state if path not in own]
+        problems += [
+            f"{path!r} is {tuple(state[path].shape)}, expected {tuple(own[path].shape)}"
+            for path in own
+            if path in state and state[path].shape != own[path].shape
+        ]
+        if problems:
+            raise InputError(f"state dict does not fit {self._model_name}: {'; '.join(problems[:5])}.")
+        aliases = self._first.captured.aliases
+        with torch.no_grad():
+            for path, value in own.items():
+                if isinstance(value, nn.Parameter):
+                    layout = self._storage[aliases.get(path, path)]
+                    source = state[path].to(value.dtype)
+                    value.copy_(executor.parameter(source, layout, False))
+                else:
+                    value.copy_(state[path])
+
+
+def _microbatches(example: Example, count: int) -> list[Example]:
+    return microbatches(example, count)
+
+
+def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
+    """The sites and choices of a given plan; PlanFileError where it does not fit the model."""
+    mesh = plan.mesh
+    choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
+    hints = (*user_hints(captured, request, mesh), *scheme_hints(captured, choice), *request.held)
+    annotated = annotate(captured, mesh, RULES, hints, plan.local_inputs)
+    cluster = load_cluster(plan.cluster, mesh.num_devices, default="cpu")
+    pricer = Pricer(mesh, Roofline(cluster, mesh), request.setting)
+    return Planned(plan, annotated, choices_of(plan, annotated), pricer)
+
+
+def _pins(mesh: Mesh, layout: Layout) -> dict[str, frozenset[Any]]:
+    return {axis: frozenset({entry}) for axis, entry in zip(mesh.axes, layout, strict=True)}
+
+
+def _form(leaf: Any) -> Any:
+    """What of an argument the captured graph depends on."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.requires_grad
+    try:
+        hash(leaf)
+    except TypeError:
+        raise InputError(
+            f"an argument of type {type(leaf).__name__} cannot be planned for; pass tensors, numbers, "
+            "texts, or containers of them."
+        ) from None
+    return type(leaf), leaf
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """The model's structure without its weights; ties between parameters are kept."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _same_everywhere(value: Tensor, executor: Executor) -> Tensor:
+    """Rank 0's value, as data parallelism expects: ranks may have initialised differently."""
+    if value.is_meta:
+        # A model without weights: NaN until load_full_state_dict, so that use before it shows.
+        fill = float("nan") if value.is_floating_point() else 0
+        return torch.full(value.shape, fill, dtype=value.dtype, device=executor.device)
+    if isinstance(executor, DistributedExecutor) and dist.get_world_size() > 1:
+        value = value.to(executor.device, copy=True).contiguous()
+        dist.broadcast(value, src=0)
+    return value
+
+
+def make_executor(mesh: Mesh, model: nn.Module, seed: int) -> Executor:
+    """Real ranks under torchrun (or an initialised process group), simulated ones otherwise."""
+    first = next((p for p in (*model.parameters(), *model.buffers()) if not p.is_meta), None)
+    if _start_process_group(mesh.num_devices):
+        if dist.get_world_size() != mesh.num_devices:
+            raise ConfigError(
+                f"the plan is for {mesh.num_devices} devices, torchrun started "
+                f"{dist.get_world_size()} processes; start as many as devices."
+            )
+        if "nccl" in dist.get_backend():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+            torch.cuda.set_device(device)
+        else:
+            device = torch.device("cpu")
+        return DistributedExecutor(mesh, device, seed)
+    return SimulatedExecutor(mesh, first.device if first is not None else torch.device("cpu"), seed)
+
+
+def _start_process_group(devices: int) -> bool:
+    """Join the group that torchrun prepared, if nobody has yet; False where there is none."""
+    if not dist.is_available():
+        return False
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+            return False
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
+        atexit.register(_leave_process_group)
+    return dist.get_world_size() > 1
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def parallelize(
+    model: nn.Module,
+    args: tuple[Any, ...] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    devices: int | None = None,
+    plan: Plan | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> ParallelModule:
+    """A module that trains `model` on `devices` devices by a plan; see `autoplan.parallelize`."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"parallelize takes an nn.Module, got {type(model).__name__}.")
+    if devices is None:
+        devices = plan.mesh.num_devices if plan is not None else _world_size()
+    if plan is not None and plan.mesh.num_devices != devices:
+        raise ConfigError(
+            f"the plan is for {plan.mesh.num_devices} devices, got devices={devices}; leave one out."
+        )
+    if plan is not None:
+        options |= {
+            "local_inputs": plan.local_inputs,
+            "whole_outputs": plan.whole_outputs,
+            "training": plan.training,
+            "optimizer": plan.optimizer,
+            "microbatches": plan.microbatches,
+            "cluster": plan.cluster,
+        }
+    # A group that torchrun prepared is joined before planning: rank 0 plans for all.
+    _start_process_group(devices)
+    module = ParallelModule(model, make_request(devices, **options), plan, seed)
+    if args is not None or kwargs is not None:
+        module.prepare(tuple(args or ()), kwargs or {})
+    return module
+
+
+def _world_size() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    size = os.environ.get("WORLD_SIZE")
+    if size is None:
+        raise ConfigError("say for how many devices: parallelize(model, devices=4).")
+    return int(size)
+
+

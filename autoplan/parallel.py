@@ -1,0 +1,166 @@
+"""The `parallel` argument: what the user fixes of the mesh, and what each axis is for."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoplan.errors import ConfigError
+from autoplan.mesh import Mesh
+
+_KEYS = ("data", "tensor", "pipeline", "mesh")
+_TENSOR_MODES = ("1d", "free")
+
+
+@dataclass(frozen=True)
+class MeshChoice:
+    """A mesh, and the scheme that each of its axes is bound to (a name in `presets`); none: free."""
+
+    mesh: Mesh
+    schemes: Mapping[str, str] = field(default_factory=dict)
+
+
+def mesh_choices(
+    parallel: Mapping[str, Any] | None, preset: str | None, devices: int
+) -> tuple[MeshChoice, ...]:
+    """The meshes that the planner may choose from.
+
+    `parallel`: `dict(data=2, tensor=dict(size=2, mode="1d"))`; a data size left out is inferred.
+    `dict(mesh=dict(outer=2, inner=4))` names free axes. None leaves the shape to the planner: one
+    axis, or two. A `preset` binds the single axis, or the data axis beside a tensor one.
+    Raises ConfigError for unknown keys, a missing mode, or sizes whose product is not `devices`.
+    """
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ConfigError(f"devices must be a positive number, got {devices!r}.")
+    if parallel is None:
+        if preset is not None:
+            return (MeshChoice(Mesh.of(devices=devices), {"devices": preset}),)
+        return tuple(MeshChoice(mesh) for mesh in _free_meshes(devices))
+    if not isinstance(parallel, Mapping):
+        raise ConfigError(
+            f"parallel is a dict such as dict(data=2, tensor=dict(size=4, mode='1d')), "
+            f"got {parallel!r}."
+        )
+    for key in parallel:
+        _check_key(key, _KEYS, "parallel")
+    if "mesh" in parallel:
+        return (_named_mesh(parallel, preset, devices),)
+    return (_roles(parallel, preset, devices),)
+
+
+def _free_meshes(devices: int) -> list[Mesh]:
+    """One axis, and every factorisation into two."""
+    meshes = [Mesh.of(devices=devices)]
+    for inner in range(2, math.isqrt(devices) + 1):
+        if devices % inner == 0:
+            meshes.append(Mesh.of(outer=devices // inner, inner=inner))
+            if inner * inner != devices:
+                meshes.append(Mesh.of(outer=inner, inner=devices // inner))
+    return meshes
+
+
+def _named_mesh(parallel: Mapping[str, Any], preset: str | None, devices: int) -> MeshChoice:
+    sizes = parallel["mesh"]
+    if len(parallel) > 1 or not isinstance(sizes, Mapping):
+        raise ConfigError(
+            "parallel=dict(mesh=...) names every axis itself, e.g. dict(mesh=dict(outer=2, inner=4)), "
+            f"and goes with no other key; got {dict(parallel)!r}."
+        )
+    sizes = {name: _size(size, f"mesh axis {name!r}") for name, size in sizes.items()}
+    _check_product(sizes, devices)
+    mesh = Mesh.of(**sizes)
+    return MeshChoice(mesh, dict.fromkeys(mesh.axes, preset) if preset else {})
+
+
+def _roles(parallel: Mapping[str, Any], preset: str | None, devices: int) -> MeshChoice:
+    tensor, mode = _tensor(parallel.get("tensor"))
+    pipeline = _entry(parallel.get("pipeline"), "pipeline", ("size", "schedule"))
+    if pipeline is not None and pipeline > 1:
+        raise ConfigError(
+            f"pipeline={pipeline}: pipeline stages are not planned yet; leave pipeline out, or "
+            "give it size 1."
+        )
+    data = _entry(parallel.get("data"), "data", ("size",))
+    given = {"data": data, "tensor": tensor}
+    known = {name: size for name, size in given.items() if size is not None}
+    if data is None:
+        others = math.prod(known.values())
+        if devices % others:
+            raise ConfigError(
+                f"tensor size {others} does not divide {devices} devices; "
+                f"use a divisor of {devices}, or {_next_multiple(devices, others)} devices."
+            )
+        data = devices // others
+    sizes = {"data": data, "tensor": tensor or 1}
+    _check_product(sizes, devices)
+    mesh = Mesh.of(**sizes)
+    schemes = {"data": preset or "data", "tensor": mode}
+    if preset in ("megatron", "megatron-sp"):
+        schemes = {"data": "data", "tensor": preset} if "tensor" in mesh.axes else {"data": preset}
+    return MeshChoice(mesh, {a: s for a, s in schemes.items() if a in mesh.axes and s != "free"})
+
+
+def _next_multiple(devices: int, size: int) -> int:
+    return -(-devices // size) * size
+
+
+def _check_product(sizes: Mapping[str, int], devices: int) -> None:
+    product = math.prod(sizes.values())
+    if product != devices:
+        text = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"{text} = {product} devices, but devices={devices}; "
+            f"change a size, leave data out to have it inferred, or give devices={product}."
+        )
+
+
+def _tensor(value: Any) -> tuple[int | None, str]:
+    if value is None:
+        return None, "free"
+    if isinstance(value, Mapping):
+        for key in value:
+            _check_key(key, ("size", "mode"), "parallel['tensor']")
+        size = _size(value.get("size"), "tensor")
+        mode = value.get("mode")
+        if mode is None and size == 1:
+            return size, "free"
+        if mode is not None:
+            if mode not in _TENSOR_MODES:
+                raise ConfigError(f"tensor mode {mode!r} is not known; use {_listed(_TENSOR_MODES)}.")
+            return size, mode
+    else:
+        size = _size(value, "tensor")
+        if size == 1:
+            return size, "free"
+    raise ConfigError(
+        f"tensor={value!r} says no mode; write tensor=dict(size={size}, mode='1d'), "
+        "or mode='free' to leave it to the planner."
+    )
+
+
+def _entry(value: Any, name: str, keys: tuple[str, ...]) -> int | None:
+    if isinstance(value, Mapping):
+        for key in value:
+            _check_key(key, keys, f"parallel[{name!r}]")
+        value = value.get("size")
+    return None if value is None else _size(value, name)
+
+
+def _size(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"the size of {name} must be a positive whole number, got {value!r}.")
+    return value
+
+
+def _check_key(key: Any, known: tuple[str, ...], where: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"{where} has no key {key!r}{meant}; the keys are {_listed(known)}.")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names))

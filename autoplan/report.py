@@ -1,0 +1,185 @@
+"""The plan as text for a terminal: what runs where, what it costs, and what is proven."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from autoplan.plan import Collective, OperationRow, Plan, TensorRow
+
+_WIDTH = 118
+
+
+def report(plan: Plan) -> str:
+    """Mesh, baseline, layouts per block, collectives, memory, certificate, ops without rules."""
+    text = io.StringIO()
+    console = Console(file=text, width=_WIDTH, color_system=None, legacy_windows=False)
+    _head(console, plan)
+    _tensors(console, plan)
+    _collectives(console, plan)
+    _memory(console, plan)
+    _certificate(console, plan)
+    _operations_without_rule(console, plan)
+    for title, lines in (("hints", plan.hints), ("notes", plan.notes)):
+        if lines:
+            console.print(f"\n{title}")
+            for line in lines:
+                console.print(f"  {line}", markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def seconds(value: float) -> str:
+    """A time with a unit that leaves few digits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}" if value < 1000 * scale else f"{value / scale:,.0f} {unit}"
+    return "0 s" if value == 0 else f"{value / 1e-6:.2g} us"
+
+
+def size(value: float) -> str:
+    """Bytes with a decimal unit."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.4g} {unit}"
+    return f"{value:.0f} B"
+
+
+def _head(console: Console, plan: Plan) -> None:
+    devices = plan.mesh.num_devices
+    mode = "training" if plan.training else "inference"
+    console.print(
+        f"plan of {plan.model} for {devices} device{'s' if devices != 1 else ''} ({plan.cluster}), {mode}",
+        markup=False,
+        highlight=False,
+    )
+    console.print(f"mesh: {plan.mesh}", highlight=False)
+    for axis in plan.mesh.axes:
+        console.print(f"  {axis}: ranks {plan.mesh.groups(axis)}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "step time", "peak memory a device", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    limit = f"limit {size(plan.memory_limit_bytes)}"
+    table.add_row("this plan", seconds(plan.step_time_s), size(plan.peak_memory_bytes), limit)
+    base = plan.baseline
+    if base.step_time_s is None or base.peak_memory_bytes is None:
+        table.add_row(base.name, "-", "-", base.note)
+    else:
+        ratio = f"{base.step_time_s / plan.step_time_s:.2f} x this plan's time" if plan.step_time_s else ""
+        if base.peak_memory_bytes > plan.memory_limit_bytes:
+            ratio += ", does not fit in memory"
+        table.add_row(base.name, seconds(base.step_time_s), size(base.peak_memory_bytes), ratio)
+    console.print()
+    console.print(table, markup=False, highlight=False)
+
+
+def _template(path: str) -> str:
+    """A path with its block numbers taken out."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
+
+
+def _tensors(console: Console, plan: Plan) -> None:
+    """Every tensor once, those of repeated blocks with equal layouts together."""
+    console.print("\nlayouts (* is any block; a parameter stored and read differently shows both)")
+    groups: dict[tuple[object, ...], list[TensorRow]] = {}
+    for row in plan.tensors:
+        key = (_template(row.path), row.kind, row.shape, row.layout, row.use)
+        groups.setdefault(key, []).append(row)
+    table = Table(box=None, pad_edge=False)
+    for column in ("path", "kind", "logical", "local", "layout", "times"):
+        table.add_column(column, justify="right" if column == "times" else "left", overflow="fold")
+    for rows in groups.values():
+        row = rows[0]
+        layout = row.layout
+        if row.use and row.use != row.layout and row.use.replace("B/P", "B") != row.layout:
+            layout = f"{row.layout} read {row.use}"
+        path = _template(row.path) if len(rows) > 1 else row.path
+        table.add_row(
+            path, row.kind, str(list(row.shape)), str(list(row.local_shape)), layout, str(len(rows))
+        )
+    console.print(table, markup=False, highlight=False)
+
+
+def _collectives(console: Console, plan: Plan) -> None:
+    console.print("\ncollectives of a step (bytes of one; time of all, predicted)")
+    if not plan.collectives:
+        console.print("  none")
+        return
+    groups: dict[tuple[str, ...], list[Collective]] = {}
+    for row in plan.collectives:
+        key = (row.phase, row.direction, row.kind, row.axis, str(row.bytes), _template(row.path))
+        groups.setdefault(key, []).append(row)
+    table = Table(box=None, pad_edge=False)
+    for column in ("phase", "direction", "kind", "axis", "bytes", "count", "time", "where"):
+        right = column in ("bytes", "count", "time")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for (phase, direction, kind, axis, _, where), rows in groups.items():
+        path = where if len(rows) > 1 else rows[0].path
+        count = sum(row.count for row in rows)
+        time = sum(row.time_s for row in rows)
+        table.add_row(
+            phase, direction, kind, axis, size(rows[0].bytes), str(count), seconds(time), path
+        )
+    console.print(table, markup=False, highlight=False)
+    step = [row for row in plan.collectives if row.phase != "outputs"]
+    moved = sum(row.bytes * row.count for row in step)
+    console.print(
+        f"  a step: {sum(row.count for row in step)} collectives, {size(moved)}, "
+        f"{seconds(sum(row.time_s for row in step))}",
+        highlight=False,
+    )
+    if len(step) < len(plan.collectives):
+        console.print("  phase outputs: only where a call returns more than the loss")
+
+
+def _memory(console: Console, plan: Plan) -> None:
+    console.print("\npeak memory a device, predicted")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    memory = plan.memory
+    for name, value in (
+        ("parameters", memory.parameters),
+        ("gradients", memory.gradients),
+        (f"optimizer state ({plan.optimizer})", memory.optimizer),
+        ("gathered parameters", memory.gathered),
+        ("activations", memory.activations),
+        ("total", memory.total),
+    ):
+        table.add_row(f"  {name}", size(value))
+    console.print(table, markup=False, highlight=False)
+
+
+def _certificate(console: Console, plan: Plan) -> None:
+    proof = plan.certificate
+    what = "proven optimal" if proof.gap == 0.0 and proof.status == "optimal" else f"status: {proof.status}"
+    console.print(
+        f"\ncertificate: {what} under this cost model; step time {seconds(proof.objective)}, "
+        f"lower bound {seconds(proof.bound)}, gap {proof.gap:.3%}",
+        highlight=False,
+    )
+    folded = f", repeated blocks alike: {proof.num_classes} free" if proof.folding else ""
+    console.print(
+        f"  {proof.num_variables} variables{folded}; {proof.num_binaries} binaries in the ILP; "
+        f"solved in {seconds(proof.seconds)}",
+        highlight=False,
+    )
+
+
+def _operations_without_rule(console: Console, plan: Plan) -> None:
+    missing: dict[str, list[OperationRow]] = {}
+    for row in plan.operations_without_rule:
+        missing.setdefault(row.op, []).append(row)
+    if not missing:
+        return
+    console.print("\nops without a rule, run replicated on every rank")
+    for op, rows in missing.items():
+        time = sum(row.forward_s + row.backward_s for row in rows)
+        console.print(f"  {op}: {len(rows)} x, {seconds(time)} a step, {_places(rows)}", highlight=False)
+
+
+def _places(rows: Sequence[OperationRow]) -> str:
+    paths = list(dict.fromkeys(_template(row.path) or "the model itself" for row in rows))
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return "in " + ", ".join(paths[:3]) + more

@@ -1,0 +1,217 @@
+"""Executors: where an emitted program runs. Real ranks here hold one value; simulated ones all."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from autoplan.layouts import B, Layout, Split
+from autoplan.mesh import Mesh
+from autoplan.runtime.communicator import Communicator, DistributedCommunicator, Observer
+from autoplan.runtime.program import Program
+from autoplan.runtime.simulation import Simulator, gather, join, scatter, shard
+
+PARTS = ("prologue", "body", "epilogue")
+
+Watch = Callable[[fx.Node, list[Any]], None]
+
+
+class Executor(abc.ABC):
+    """Runs the parts of a program on `mesh`; values between parts are opaque to the caller."""
+
+    mesh: Mesh
+    device: torch.device
+
+    @abc.abstractmethod
+    def parameter(self, whole: Tensor, layout: Layout, requires_grad: bool) -> nn.Parameter:
+        """A parameter with the logical value `whole`, stored in `layout`."""
+
+    @abc.abstractmethod
+    def stored(self, parameter: Tensor, layout: Layout) -> Any:
+        """The value of a parameter as the prologue takes it."""
+
+    @abc.abstractmethod
+    def give(self, tensor: Tensor, layout: Layout) -> Any:
+        """The value of an argument or buffer as the program takes it."""
+
+    @abc.abstractmethod
+    def take(self, value: Any) -> Tensor:
+        """The logical tensor of a value that every rank holds whole."""
+
+    @abc.abstractmethod
+    def tensors(self, value: Any) -> list[Tensor]:
+        """The local tensors of a value that are present in this process."""
+
+    @abc.abstractmethod
+    def rebuild(self, value: Any, tensors: Sequence[Tensor]) -> Any:
+        """A value with other local tensors."""
+
+    @abc.abstractmethod
+    def run(
+        self, part: str, programs: Sequence[Program], inputs: Sequence[Any], watch: Watch | None = None
+    ) -> list[Any]:
+        """Run one part. `programs`: one for each rank that is present here."""
+
+    @property
+    @abc.abstractmethod
+    def ranks(self) -> Sequence[int]:
+        """The ranks that are present in this process."""
+
+    @property
+    @abc.abstractmethod
+    def comms(self) -> Sequence[Communicator]:
+        """The communicators of `ranks`."""
+
+    @abc.abstractmethod
+    def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
+        """The logical value of a parameter or of its gradient, gathered; detached."""
+
+    def set_step(self, step: int) -> None:
+        """Position in the sequence of random numbers: one number a body run."""
+        for comm in self.comms:
+            comm.step = step
+
+    def observe(self, observer: Observer | None) -> None:
+        """Have `observer` called for every collective of the first rank present here."""
+        self.comms[0].observer = observer
+
+
+def placements(layout: Layout) -> tuple[Placement, ...]:
+    """DTensor placements of a storage layout (splits and broadcasts)."""
+    return tuple(Shard(e.dim) if isinstance(e, Split) else Replicate() for e in layout)
+
+
+class DistributedExecutor(Executor):
+    """One real rank of a torch.distributed job: gloo on CPU, NCCL on CUDA."""
+
+    def __init__(self, mesh: Mesh, device: torch.device, seed: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        self.mesh, self.device = mesh, device
+        sizes = mesh.sizes or (1,)
+        names = mesh.axes or ("devices",)
+        self.device_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        self.rank = torch.distributed.get_rank()
+        groups = {axis: self.device_mesh.get_group(axis) for axis in mesh.axes}
+        self.comm = DistributedCommunicator(mesh, mesh.coordinates(self.rank), groups, seed)
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        return (self.rank,)
+
+    @property
+    def comms(self) -> Sequence[Communicator]:
+        return (self.comm,)
+
+    def parameter(self, whole: Tensor, layout: Layout, requires_grad: bool) -> nn.Parameter:
+        local = shard(whole.detach(), layout, self.mesh, self.rank)
+        local = local.to(self.device, copy=True).contiguous()
+        return nn.Parameter(self._dtensor(local, layout, whole), requires_grad=requires_grad)
+
+    def _dtensor(self, local: Tensor, layout: Layout, whole: Tensor) -> DTensor:
+        contiguous = torch.empty(whole.shape, device="meta").stride()
+        return DTensor.from_local(
+            local,
+            self.device_mesh,
+            placements(layout) or (Replicate(),),
+            run_check=False,
+            shape=whole.shape,
+            stride=contiguous,
+        )
+
+    def stored(self, parameter: Tensor, layout: Layout) -> Any:
+        assert isinstance(parameter, DTensor)
+        return parameter.to_local()
+
+    def give(self, tensor: Tensor, layout: Layout) -> Any:
+        return tensor.to(self.device)
+
+    def take(self, value: Any) -> Tensor:
+        assert isinstance(value, Tensor)
+        return value
+
+    def tensors(self, value: Any) -> list[Tensor]:
+        return [value]
+
+    def rebuild(self, value: Any, tensors: Sequence[Tensor]) -> Any:
+        return tensors[0]
+
+    def run(
+        self, part: str, programs: Sequence[Program], inputs: Sequence[Any], watch: Watch | None = None
+    ) -> list[Any]:
+        module: fx.GraphModule = getattr(programs[0], part)
+        if watch is None:
+            return list(module(self.comm, *inputs))
+        return _interpret(module, [self.comm, *inputs], watch)
+
+    def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
+        assert isinstance(parameter, DTensor)
+        return parameter.detach().full_tensor()
+
+
+def _interpret(module: fx.GraphModule, inputs: Sequence[Any], watch: Watch) -> list[Any]:
+    """Run a module node by node, showing each value to `watch`."""
+    interpreter = fx.Interpreter(module, garbage_collect_values=False)
+    run_node = interpreter.run_node
+
+    def run_and_show(node: fx.Node) -> Any:
+        result = run_node(node)
+        watch(node, [result])
+        return result
+
+    interpreter.run_node = run_and_show  # type: ignore[method-assign]
+    return list(interpreter.run(*inputs))
+
+
+class SimulatedExecutor(Executor):
+    """All ranks of a mesh in this process, in lockstep; parameters are logical tensors."""
+
+    def __init__(self, mesh: Mesh, device: torch.device, seed: int) -> None:
+        self.mesh, self.device = mesh, device
+        self.simulator = Simulator(mesh, seed)
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        return range(self.mesh.num_devices)
+
+    @property
+    def comms(self) -> Sequence[Communicator]:
+        return self.simulator.comms
+
+    def parameter(self, whole: Tensor, layout: Layout, requires_grad: bool) -> nn.Parameter:
+        copy = whole.detach().to(self.device, copy=True).contiguous()
+        return nn.Parameter(copy, requires_grad=requires_grad)
+
+    def stored(self, parameter: Tensor, layout: Layout) -> Any:
+        return scatter(parameter, layout, self.mesh)
+
+    def give(self, tensor: Tensor, layout: Layout) -> Any:
+        tensor = tensor.to(self.device)
+        if all(entry == B for entry in layout) and not tensor.requires_grad:
+            return [tensor] * self.mesh.num_devices
+        return scatter(tensor, layout, self.mesh)
+
+    def take(self, value: Any) -> Tensor:
+        return gather(value)
+
+    def tensors(self, value: Any) -> list[Tensor]:
+        return list(value)
+
+    def rebuild(self, value: Any, tensors: Sequence[Tensor]) -> Any:
+        return list(tensors)
+
+    def run(
+        self, part: str, programs: Sequence[Program], inputs: Sequence[Any], watch: Watch | None = None
+    ) -> list[Any]:
+        modules = [getattr(program, part) for program in programs]
+        return list(self.simulator.run(modules, inputs, watch))
+
+    def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
+        return parameter.detach()
+
+

@@ -1,0 +1,60 @@
+"""The launcher of real processes: results in rank order, and failures with their traceback."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.runtime.launch import RankError, run_ranks
+
+
+def summed(rank: int, offset: int) -> tuple[int, int, float, int]:
+    total = torch.tensor(float(rank + offset))
+    dist.all_reduce(total)
+    return rank, dist.get_world_size(), total.item(), torch.get_num_threads()
+
+
+def one_raises(rank: int) -> None:
+    if rank == 1:
+        raise ValueError("rank one has had enough")
+    dist.barrier()  # the others wait for it
+
+
+def one_dies(rank: int) -> None:
+    if rank == 1:
+        os._exit(3)
+    dist.barrier()
+
+
+def one_hangs(rank: int) -> int:
+    if rank == 1:
+        time.sleep(1000)
+    return rank
+
+
+def test_every_rank_returns_its_result() -> None:
+    assert run_ranks(summed, 3, 10) == [(rank, 3, 33.0, 1) for rank in range(3)]
+
+
+def test_the_traceback_of_the_rank_that_raised_comes_first() -> None:
+    started = time.monotonic()
+    with pytest.raises(RankError) as caught:
+        run_ranks(one_raises, 2)
+    assert str(caught.value).startswith("rank 1: Traceback")
+    assert "in one_raises" in str(caught.value)
+    assert "ValueError: rank one has had enough" in str(caught.value)
+    assert time.monotonic() - started < 30  # not the 60 s of the collective
+
+
+def test_a_rank_that_dies_is_named() -> None:
+    with pytest.raises(RankError, match="rank 1: its process died"):
+        run_ranks(one_dies, 2)
+
+
+def test_a_rank_that_hangs_is_named_and_killed() -> None:
+    with pytest.raises(RankError, match=r"1\] did not finish"):
+        run_ranks(one_hangs, 2, timeout_s=6)
