@@ -11,7 +11,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(installed) ## plan and train a small GPT-2
-	$(python) examples/train_gpt2.py --demo
+	$(python) examples/demo.py
 
 test: $(installed) ## run the fast tests
 	$(python) -m pytest

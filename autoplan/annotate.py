@@ -140,7 +140,15 @@ class _Annotator:
             elif node.op == "call_function" and node.target is not operator.getitem:
                 self._add_op(node)
         outputs, loss = self._outputs()
-        return Annotated(self.captured, self.mesh, tuple(self.sites), self.values, outputs, loss, tuple(self.notes))
+        return Annotated(
+            self.captured,
+            self.mesh,
+            tuple(self.sites),
+            self.values,
+            outputs,
+            loss,
+            tuple(self.notes),
+        )
 
     # -- sites ------------------------------------------------------------------------------
 
@@ -425,12 +433,19 @@ def _num_readers(node: fx.Node, output: int, num_outputs: int) -> int:
 
 
 def _every_part_full(size: int, parts: Sequence[int], even: bool) -> bool:
+    """Whether cutting by `parts`, outermost first, leaves every rank rows (`even`: equally many).
+
+    A cut into ceil(size / n) rows makes parts of two sizes, full ones and a smaller last one.
+    """
+    sizes = {size}
     for count in parts:
-        rows = -(-size // count)
-        if (even and size % count) or (count - 1) * rows >= size:
-            return False
-        # The last part is the smallest; deeper cuts must leave it something too.
-        size = size - (count - 1) * rows if not even else rows
+        cut: set[int] = set()
+        for whole in sizes:
+            rows = -(-whole // count)
+            if (even and whole % count) or (count - 1) * rows >= whole:
+                return False
+            cut |= {rows, whole - (count - 1) * rows}
+        sizes = cut
     return True
 
 

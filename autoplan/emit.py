@@ -9,7 +9,9 @@ import torch
 from torch import fx
 
 from autoplan.annotate import Annotated, Candidate, Site, Source
-from autoplan.boxing import Router
+from autoplan.boxing import Move
+from autoplan.buckets import Conversion, Routers, cut_buckets
+from autoplan.conversions import convert, prologue_conversions
 from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.pricing import local_context
@@ -21,15 +23,15 @@ from autoplan.strategies.rule import Arg, TensorMeta
 def emit(
     annotated: Annotated,
     choices: Sequence[int],
-    router: Router,
+    routers: Routers,
     rank: int,
     whole_outputs: bool = False,
 ) -> Program:
     """The program of `rank` for the chosen candidate of every site.
 
-    Boxing follows the router's cheapest paths, the ones that the choices were priced by.
+    Boxing follows the cheapest paths, the ones that the choices were priced by.
     """
-    return _Emitter(annotated, choices, router, rank, whole_outputs).run()
+    return _Emitter(annotated, choices, routers, rank, whole_outputs).run()
 
 
 class _Part:
@@ -58,13 +60,13 @@ class _Emitter:
         self,
         annotated: Annotated,
         choices: Sequence[int],
-        router: Router,
+        routers: Routers,
         rank: int,
         whole_outputs: bool,
     ) -> None:
         self.annotated = annotated
         self.chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
-        self.router = router
+        self.routers = routers
         self.mesh = annotated.mesh
         self.coordinates = self.mesh.coordinates(rank)
         self.whole = Layout((B,) * self.mesh.ndim)
@@ -72,6 +74,7 @@ class _Emitter:
         self.nodes = {node.name: node for node in annotated.captured.graph.nodes}
         self.random_keys = _random_keys(annotated)
         self.prologue, self.body = _Part(), _Part()
+        self.stored, self.leaving = prologue_conversions(annotated, self.chosen, routers)
         self.values: dict[tuple[int, int], fx.Proxy] = {}
         self.exported: dict[tuple[int, int, int], fx.Proxy] = {}
 
@@ -117,31 +120,29 @@ class _Emitter:
                     stored = chosen.storage if chosen.storage is not None else chosen.outputs[0]
                     note = f"{site.path}: {self._describe(stored, meta)}"
                     self.values[at, 0] = self.prologue.placeholder(site.name, note)
-        for at, site in enumerate(self.annotated.sites):
-            if site.kind == "parameter":
-                storage, use = self.chosen[at].storage, self.chosen[at].outputs[0]
-                assert storage is not None
-                value = self.values[at, 0]
-                self.values[at, 0] = self._box(
-                    self.prologue, value, storage, use, site.outputs[0], site.path
-                )
+        held = [at for at, s in enumerate(self.annotated.sites) if s.kind == "parameter"]
+        boxed = self._box_many(self.stored, [self.values[at, 0] for at in held])
+        for at, value in zip(held, boxed, strict=True):
+            self.values[at, 0] = value
         return tuple(parameters), tuple(state)
 
     def _exports(self) -> list[fx.Proxy]:
         """Prologue values that the body reads, in the layouts that it reads them in."""
-        results = []
-        for at, site in enumerate(self.annotated.sites):
-            if site.parameter_only or site.kind not in ("op", "box"):
-                continue
-            for position, source in enumerate(site.inputs):
-                origin = self.annotated.sites[source.site]
-                if origin.parameter_only:
-                    target = self.chosen[at].inputs[position]
-                    value = self._converted(self.prologue, source, target, site.path)
-                    results.append(value)
-                    note = f"{origin.path}: {self._describe(target, origin.outputs[source.output])}"
-                    name = origin.name.replace(":", "_")
-                    self.exported[at, position, 0] = self.body.placeholder(name, note)
+        readers = [
+            (at, position, source)
+            for at, site in enumerate(self.annotated.sites)
+            if not site.parameter_only
+            for position, source in enumerate(site.inputs)
+            if self.annotated.sites[source.site].parameter_only
+        ]
+        values = [self.values[source.site, source.output] for _, _, source in readers]
+        results = self._box_many(self.leaving, values)
+        for at, position, source in readers:
+            origin = self.annotated.sites[source.site]
+            target = self.chosen[at].inputs[position]
+            note = f"{origin.path}: {self._describe(target, origin.outputs[source.output])}"
+            name = origin.name.replace(":", "_")
+            self.exported[at, position, 0] = self.body.placeholder(name, note)
         for number, each in enumerate(self.annotated.outputs):
             if isinstance(each, tuple) and self.annotated.sites[each[0].site].parameter_only:
                 source = each[0]
@@ -251,17 +252,46 @@ class _Emitter:
         meta: TensorMeta,
         path: str,
     ) -> fx.Proxy:
-        grad = meta.requires_grad
-        moves = self.router.path(source, target, meta.shape, meta.itemsize, grad)
-        for move in moves:
-            step = move.bind(meta.shape, self.mesh, self.coordinates)
-            text = f"{step.source} -> {step.target}"
-            value = part.comm.box(value, text, axis=step.axis, sizes=step.sizes)
-            actions = move.actions(grad)
-            size = move.whole_bytes(meta.shape, meta.itemsize, self.mesh)
-            back = f", backward {actions[1]}" if grad else ""
-            value.node.meta["note"] = f"{path}: {actions[0]}{back} of {size} bytes"
+        each = convert(self.routers.body, source, target, meta, path)
+        for move in each.moves:
+            value = self._move(part, value, each, move)
         return value
+
+    def _move(self, part: _Part, value: fx.Proxy, each: Conversion, move: Move) -> fx.Proxy:
+        step = move.bind(each.meta.shape, self.mesh, self.coordinates)
+        text = f"{step.source} -> {step.target}"
+        value = part.comm.box(value, text, axis=step.axis, sizes=step.sizes)
+        value.node.meta["note"] = f"{each.path}: {self._price_note([(each, move)])}"
+        return value
+
+    def _box_many(self, conversions: list[Conversion], values: list[fx.Proxy]) -> list[fx.Proxy]:
+        """Run conversions of the prologue, those that communicate in buckets."""
+        values = list(values)
+        for bucket in cut_buckets(conversions, self.mesh):
+            moves = [(conversions[number], move) for number, move in bucket]
+            if len(bucket) == 1:
+                number = bucket[0][0]
+                values[number] = self._move(self.prologue, values[number], *moves[0])
+                continue
+            steps = [m.bind(e.meta.shape, self.mesh, self.coordinates) for e, m in moves]
+            boxed = self.prologue.comm.box_many(
+                [values[number] for number, _ in bucket],
+                [f"{step.source} -> {step.target}" for step in steps],
+                axis=steps[0].axis,
+                sizes=[step.sizes for step in steps],
+            )
+            boxed.node.meta["note"] = f"{len(bucket)} tensors: {self._price_note(moves)}"
+            for place, (number, _) in enumerate(bucket):
+                values[number] = boxed[place]
+                values[number].node.meta["note"] = conversions[number].path
+        return values
+
+    def _price_note(self, moves: list[tuple[Conversion, Move]]) -> str:
+        each, move = moves[0]
+        actions = move.actions(each.meta.requires_grad)
+        size = sum(m.whole_bytes(e.meta.shape, e.meta.itemsize, self.mesh) for e, m in moves)
+        back = f", backward {actions[1]}" if len(actions) > 1 else ""
+        return f"{actions[0]}{back} of {size} bytes"
 
     def _describe(self, layout: Layout, meta: TensorMeta) -> str:
         local = local_shape(meta.shape, layout, self.mesh, self.coordinates)

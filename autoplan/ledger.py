@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from autoplan.annotate import Annotated, Candidate, Site
 from autoplan.boxing import COLLECTIVES, Move
+from autoplan.buckets import Conversion, cut_buckets
+from autoplan.conversions import convert, prologue_conversions
 from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout
 from autoplan.plan import Collective, Memory
@@ -35,27 +37,28 @@ def _entries(
 ) -> Iterator[tuple[_Key, int]]:
     chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
 
-    def box(
-        source: Layout, target: Layout, meta: TensorMeta, path: str, phase: str
-    ) -> Iterator[tuple[_Key, int]]:
+    def boxed(each: Conversion, phase: str) -> Iterator[tuple[_Key, int]]:
         runs = 1 if phase == "prologue" else pricer.setting.microbatches
-        grad = meta.requires_grad
-        for move in pricer.router.path(source, target, meta.shape, meta.itemsize, grad):
-            for key in _move_entries(move, meta, pricer, path, phase):
+        for move in each.moves:
+            for key in _entries_of([(each, move)], pricer, phase):
                 yield key, runs
 
+    stored, leaving = prologue_conversions(annotated, chosen, pricer.routers)
+    for conversions in (stored, leaving):
+        for bucket in cut_buckets(conversions, pricer.mesh):
+            moves = [(conversions[number], move) for number, move in bucket]
+            yield from ((key, 1) for key in _entries_of(moves, pricer, "prologue"))
     for at, site in enumerate(annotated.sites):
         candidate = chosen[at]
-        if candidate.storage is not None:
-            yield from box(
-                candidate.storage, candidate.outputs[0], site.outputs[0], site.path, "prologue"
-            )
         for position, source in enumerate(site.inputs):
             origin = annotated.sites[source.site]
+            if origin.parameter_only and not site.parameter_only:
+                continue
             phase = "prologue" if origin.parameter_only else "body"
             layout = chosen[source.site].outputs[source.output]
             meta = origin.outputs[source.output]
-            yield from box(layout, candidate.inputs[position], meta, site.path, phase)
+            target = candidate.inputs[position]
+            yield from boxed(convert(pricer.routers.body, layout, target, meta, site.path), phase)
         phase = "prologue" if site.parameter_only else "body"
         for inner in inner_collectives(site, candidate, pricer.mesh):
             direction = "backward" if inner.backward else "forward"
@@ -68,17 +71,24 @@ def _entries(
             source, meta = each
             phase = "body" if id(source) in priced else "outputs"
             layout = chosen[source.site].outputs[source.output]
-            yield from box(layout, whole, meta, f"output {number}", phase)
+            path = f"output {number}"
+            yield from boxed(convert(pricer.routers.body, layout, whole, meta, path), phase)
 
 
-def _move_entries(
-    move: Move, meta: TensorMeta, pricer: Pricer, path: str, phase: str
+def _entries_of(
+    moves: Sequence[tuple[Conversion, Move]], pricer: Pricer, phase: str
 ) -> Iterator[_Key]:
-    size = move.whole_bytes(meta.shape, meta.itemsize, pricer.mesh)
+    """Forward and backward collective of moves that travel together."""
+    first, move = moves[0]
     axis = pricer.mesh.axes[move.axis]
+    size = sum(
+        step.whole_bytes(each.meta.shape, each.meta.itemsize, pricer.mesh) for each, step in moves
+    )
+    path = first.path
+    if len(moves) > 1:
+        path = f"{first.path} .. {moves[-1][0].path} ({len(moves)} tensors)"
     directions = ("forward", "backward")
-    actions = move.actions(meta.requires_grad)
-    for direction, action in zip(directions, actions, strict=False):
+    for direction, action in zip(directions, move.actions(first.meta.requires_grad), strict=False):
         if action in COLLECTIVES and not (phase == "outputs" and direction == "backward"):
             yield action, size, axis, path, phase, direction
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -35,11 +35,10 @@ from autoplan.planning import (
     user_hints,
 )
 from autoplan.pricing import Pricer
-from autoplan.runtime.batches import Example, batch_size, microbatches, whole_batch
+from autoplan.runtime.batches import Example, microbatches, whole_batch
 from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
 from autoplan.runtime.program import Constant, Program
 from autoplan.strategies import RULES
-from autoplan.strategies.rule import TensorMeta
 from autoplan.verify import Check, verify
 
 
@@ -113,7 +112,7 @@ class ParallelModule(nn.Module):
             emit(
                 planned.annotated,
                 planned.choices,
-                planned.pricer.router,
+                planned.pricer.routers,
                 rank,
                 planned.plan.whole_outputs,
             )
@@ -127,7 +126,10 @@ class ParallelModule(nn.Module):
         request = self._request
         if self._entries:
             mesh = self.plan.mesh
-            held = [Hint(p, "storage", _pins(mesh, s), "the layouts held") for p, s in self._storage.items()]
+            held = [
+                Hint(p, "storage", _pins(mesh, s), "the layouts held")
+                for p, s in self._storage.items()
+            ]
             choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
             request = replace(request, meshes=(choice,), held=tuple(held))
         if plan is not None:
@@ -382,7 +384,9 @@ class ParallelModule(nn.Module):
             if path in state and state[path].shape != own[path].shape
         ]
         if problems:
-            raise InputError(f"state dict does not fit {self._model_name}: {'; '.join(problems[:5])}.")
+            raise InputError(
+                f"state dict does not fit {self._model_name}: {'; '.join(problems[:5])}."
+            )
         aliases = self._first.captured.aliases
         with torch.no_grad():
             for path, value in own.items():
@@ -535,5 +539,3 @@ def _world_size() -> int:
     if size is None:
         raise ConfigError("say for how many devices: parallelize(model, devices=4).")
     return int(size)
-
-

@@ -129,7 +129,9 @@ def _tensor(value: Any) -> tuple[int | None, str]:
             return size, "free"
         if mode is not None:
             if mode not in _TENSOR_MODES:
-                raise ConfigError(f"tensor mode {mode!r} is not known; use {_listed(_TENSOR_MODES)}.")
+                raise ConfigError(
+                    f"tensor mode {mode!r} is not known; use {_listed(_TENSOR_MODES)}."
+                )
             return size, mode
     else:
         size = _size(value, "tensor")

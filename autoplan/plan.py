@@ -188,7 +188,9 @@ def decode_plan(data: bytes, name: str) -> Plan:
     try:
         plan = msgspec.json.decode(data, type=Plan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PlanFileError(f"{name!r} is not a plan file of autoplan, or is damaged: {error}.") from error
+        raise PlanFileError(
+            f"{name!r} is not a plan file of autoplan, or is damaged: {error}."
+        ) from error
     if plan.format != FORMAT:
         raise PlanFileError(
             f"{name!r} has the format {plan.format!r}, this version reads {FORMAT!r}; plan again."

@@ -101,7 +101,16 @@ def _local_profile() -> str:
     return "cpu"
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+}
 
 
 def read_bytes(memory: int | float | str) -> int:
@@ -133,9 +142,7 @@ def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
     return best
 
 
-def _plan_on_mesh(
-    captured: Captured, request: Request, choice: MeshChoice, model: str
-) -> Planned:
+def _plan_on_mesh(captured: Captured, request: Request, choice: MeshChoice, model: str) -> Planned:
     mesh = choice.mesh
     hints = (
         *user_hints(captured, request, mesh),
@@ -222,7 +229,11 @@ def _too_little_memory(
     problem = formulate(annotated, pricer, None, request.whole_outputs)
     scale = 1e-12
     cheapest = [
-        Variable(v.name, np.where(np.isfinite(v.cost), v.memory + scale * v.cost, np.inf), np.zeros_like(v.memory))
+        Variable(
+            v.name,
+            np.where(np.isfinite(v.cost), v.memory + scale * v.cost, np.inf),
+            np.zeros_like(v.memory),
+        )
         for v in problem.variables
     ]
     edges = {k: np.where(np.isfinite(m), scale * m, np.inf) for k, m in problem.edges.items()}
@@ -256,7 +267,9 @@ def _baseline(captured: Captured, request: Request) -> Baseline:
     choice = MeshChoice(mesh, {"devices": "ddp"} if mesh.ndim else {})
     pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     try:
-        annotated = annotate(captured, mesh, RULES, scheme_hints(captured, choice), request.local_inputs)
+        annotated = annotate(
+            captured, mesh, RULES, scheme_hints(captured, choice), request.local_inputs
+        )
         classes = repeated_blocks(annotated) if len(annotated.sites) > _FOLD_FROM else None
         problem = formulate(annotated, pricer, None, request.whole_outputs)
         solution = solve(problem, classes, request.time_limit_s)

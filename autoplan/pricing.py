@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autoplan.annotate import Annotated, Candidate, Site
 from autoplan.boxing import COLLECTIVES, Router
+from autoplan.buckets import Routers
 from autoplan.cost_models import CostModel, ParameterBytes, Work
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.mesh import Mesh
@@ -44,7 +45,7 @@ class Pricer:
         self.mesh = mesh
         self.cost_model = cost_model
         self.setting = setting
-        self.router = Router(mesh, self._step_price)
+        self.routers = Routers.of(mesh, self._step_price)
         self._site_costs: dict[Any, tuple[FloatArray, FloatArray]] = {}
         self._edges: dict[Any, FloatArray] = {}
 
@@ -141,8 +142,16 @@ class Pricer:
         """Bytes of the largest shard."""
         return meta.itemsize * math.prod(local_shape(meta.shape, layout, self.mesh))
 
+    def router(self, source: Site, reader: Site | None) -> Router:
+        """Paths between two sites: shared latency where a prologue's value leaves for the body."""
+        leaves = source.parameter_only and reader is not None and not reader.parameter_only
+        return self.routers.prologue if leaves else self.routers.body
+
     def conversion_s(self, source: Layout, target: Layout, meta: TensorMeta) -> float:
-        costs = self.router.costs([source], [target], meta.shape, meta.itemsize, meta.requires_grad)
+        """Seconds to box a parameter from its storage to the layout that a step reads it in."""
+        costs = self.routers.prologue.costs(
+            [source], [target], meta.shape, meta.itemsize, meta.requires_grad
+        )
         return float(costs[0, 0])
 
     def edge(
@@ -150,11 +159,13 @@ class Pricer:
     ) -> FloatArray:
         """Seconds a step spends boxing between every pair of candidates: [k source, k reader]."""
         runs = self.runs(source)
-        key = (id(source.candidates), output, id(reader.candidates), position, meta, runs)
+        router = self.router(source, reader)
+        ends = (id(source.candidates), output, id(reader.candidates), position)
+        key = (ends, meta, runs, id(router))
         if key not in self._edges:
             rows, row_of = _distinct([c.outputs[output] for c in source.candidates])
             columns, column_of = _distinct([c.inputs[position] for c in reader.candidates])
-            costs = self.router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
+            costs = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
             self._edges[key] = runs * costs[np.ix_(row_of, column_of)]
         return self._edges[key]
 
@@ -162,7 +173,9 @@ class Pricer:
         """Seconds to bring each candidate's output to every rank whole: [k]."""
         whole = Layout((B,) * self.mesh.ndim)
         rows = [c.outputs[output] for c in source.candidates]
-        costs = self.router.costs(rows, [whole], meta.shape, meta.itemsize, meta.requires_grad)
+        costs = self.routers.body.costs(
+            rows, [whole], meta.shape, meta.itemsize, meta.requires_grad
+        )
         return self.runs(source) * costs[:, 0]
 
 

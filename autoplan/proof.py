@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # public use in torch.export's own docs
 
 from autoplan.annotate import Annotated, annotate
-from autoplan.boxing import Router, Step, action
+from autoplan.boxing import Router, Step
+from autoplan.buckets import Routers
 from autoplan.capture import Captured, capture
 from autoplan.emit import emit
 from autoplan.errors import RuleError
@@ -91,10 +92,7 @@ def observe(
         subject.fn = reference
     whole = [x for x in pytree.tree_leaves(subject(*subject.arguments)) if isinstance(x, Tensor)]
     generator = torch.Generator().manual_seed(0)
-    cotangents = tuple(
-        _few_bits(x, generator) if x.requires_grad else None
-        for x in whole
-    )
+    cotangents = tuple(_few_bits(x, generator) if x.requires_grad else None for x in whole)
     parameters = dict(subject.named_parameters())
     found = _gradients(whole, cotangents, list(parameters.values()))
     return Experiment(
@@ -119,13 +117,14 @@ def prove_on(
         raise RuleError(f"a proof is of one op, the example calls {names or 'none'}.")
     site = annotated.sites[ops[0]]
     assert site.call is not None
-    router = Router(mesh, lambda *_: 1.0)
+    router = Router(mesh, lambda *_: 1.0)  # the fewest steps
+    routers = Routers(router, router)
     choices = [_all_whole(annotated, at) for at in range(len(annotated.sites))]
     proofs = []
     for number, candidate in enumerate(site.candidates):
         choices[ops[0]] = number
         try:
-            error, where = _largest_error(experiment, annotated, choices, router)
+            error, where = _largest_error(experiment, annotated, choices, routers)
         except Exception as failure:
             error, where = float("inf"), f"{type(failure).__name__}: {failure}"
         ok = error <= TOLERANCE
@@ -157,7 +156,9 @@ class _Subject(nn.Module):
 
     def forward(self, *arguments: Tensor) -> Any:
         given = iter(arguments)
-        return self.fn(*(next(given) if name is None else getattr(self, name) for name in self.names))
+        return self.fn(
+            *(next(given) if name is None else getattr(self, name) for name in self.names)
+        )
 
 
 class _AddendSimulator(Simulator):
@@ -165,15 +166,17 @@ class _AddendSimulator(Simulator):
     would pass through many an op that is not linear. Small integer multiples of x sum to x exactly.
     """
 
-    def move(self, values: Values, steps: Sequence[Step]) -> Values:
-        results = super().move(values, steps)
-        if values[0].dtype == torch.bool:
-            return results
-        for group in self.mesh.groups(steps[0].axis):
-            if action(steps[group[0]].source, steps[group[0]].target) == "keep_one":
+    def move(
+        self, tensors: Sequence[Sequence[Tensor]], steps: Sequence[Sequence[Step]]
+    ) -> list[Values]:
+        results = super().move(tensors, steps)
+        for values, step, moved in zip(tensors, steps, results, strict=True):
+            if step[0].forward != "keep_one" or values[0].dtype == torch.bool:
+                continue
+            for group in self.mesh.groups(step[0].axis):
                 addends = _addends(values[group[0]], len(group))
                 for rank, addend in zip(group, addends, strict=True):
-                    results[rank] = addend
+                    moved[rank] = addend
         return results
 
 
@@ -200,11 +203,11 @@ def _all_whole(annotated: Annotated, at: int) -> int:
 
 
 def _largest_error(
-    experiment: Experiment, annotated: Annotated, choices: Sequence[int], router: Router
+    experiment: Experiment, annotated: Annotated, choices: Sequence[int], routers: Routers
 ) -> tuple[float, str]:
     """The largest relative error of any output or gradient on any rank, and where it is."""
     ranks = range(annotated.mesh.num_devices)
-    programs = [emit(annotated, choices, router, rank) for rank in ranks]
+    programs = [emit(annotated, choices, routers, rank) for rank in ranks]
     first = programs[0]
     leaves = {
         spec.name: [experiment.parameters[spec.name].clone().requires_grad_() for _ in ranks]

@@ -36,7 +36,11 @@ def seconds(value: float) -> str:
     """A time with a unit that leaves few digits."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if value >= scale:
-            return f"{value / scale:.3g} {unit}" if value < 1000 * scale else f"{value / scale:,.0f} {unit}"
+            return (
+                f"{value / scale:.3g} {unit}"
+                if value < 1000 * scale
+                else f"{value / scale:,.0f} {unit}"
+            )
     return "0 s" if value == 0 else f"{value / 1e-6:.2g} us"
 
 
@@ -68,7 +72,11 @@ def _head(console: Console, plan: Plan) -> None:
     if base.step_time_s is None or base.peak_memory_bytes is None:
         table.add_row(base.name, "-", "-", base.note)
     else:
-        ratio = f"{base.step_time_s / plan.step_time_s:.2f} x this plan's time" if plan.step_time_s else ""
+        ratio = (
+            f"{base.step_time_s / plan.step_time_s:.2f} x this plan's time"
+            if plan.step_time_s
+            else ""
+        )
         if base.peak_memory_bytes > plan.memory_limit_bytes:
             ratio += ", does not fit in memory"
         table.add_row(base.name, seconds(base.step_time_s), size(base.peak_memory_bytes), ratio)
@@ -153,7 +161,11 @@ def _memory(console: Console, plan: Plan) -> None:
 
 def _certificate(console: Console, plan: Plan) -> None:
     proof = plan.certificate
-    what = "proven optimal" if proof.gap == 0.0 and proof.status == "optimal" else f"status: {proof.status}"
+    what = (
+        "proven optimal"
+        if proof.gap == 0.0 and proof.status == "optimal"
+        else f"status: {proof.status}"
+    )
     console.print(
         f"\ncertificate: {what} under this cost model; step time {seconds(proof.objective)}, "
         f"lower bound {seconds(proof.bound)}, gap {proof.gap:.3%}",
@@ -176,7 +188,9 @@ def _operations_without_rule(console: Console, plan: Plan) -> None:
     console.print("\nops without a rule, run replicated on every rank")
     for op, rows in missing.items():
         time = sum(row.forward_s + row.backward_s for row in rows)
-        console.print(f"  {op}: {len(rows)} x, {seconds(time)} a step, {_places(rows)}", highlight=False)
+        console.print(
+            f"  {op}: {len(rows)} x, {seconds(time)} a step, {_places(rows)}", highlight=False
+        )
 
 
 def _places(rows: Sequence[OperationRow]) -> str:

@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documen
 from autoplan.capture import in_double, without_key_value_cache
 from autoplan.cleanup import compute_in_double
 from autoplan.layouts import Layout, Partial
-from autoplan.runtime.executor import SimulatedExecutor, join
+from autoplan.runtime.executor import SimulatedExecutor
 from autoplan.runtime.program import Constant, Program
 from autoplan.runtime.reference import materialize, run_reference
-from autoplan.runtime.simulation import shard
+from autoplan.runtime.simulation import join, shard
 
 if TYPE_CHECKING:
     from autoplan.module import Entry, ParallelModule
@@ -36,7 +36,9 @@ class Difference:
 
     def __str__(self) -> str:
         where = f" in {self.path}" if self.path else ""
-        return f"{self.node}{where}, layout {self.layout}, differs by {self.error:.3g} ({self.source})"
+        return (
+            f"{self.node}{where}, layout {self.layout}, differs by {self.error:.3g} ({self.source})"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,10 @@ def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: fl
     executor = module._live_executor
     programs = [in_double_program(program) for program in entry.programs]
     state = {
-        **{path: value.detach().cpu() for path, value in module.named_buffers(remove_duplicate=False)},
+        **{
+            path: value.detach().cpu()
+            for path, value in module.named_buffers(remove_duplicate=False)
+        },
         **module.full_state_dict(),
     }
     example = _doubled(example)
@@ -102,7 +107,9 @@ def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: fl
     model = materialize(module._structure, state, executor.device)
     model.train(module.training)
     step = module._steps
-    moved = pytree.tree_map(lambda x: x.to(executor.device) if isinstance(x, Tensor) else x, whole_example)
+    moved = pytree.tree_map(
+        lambda x: x.to(executor.device) if isinstance(x, Tensor) else x, whole_example
+    )
     with without_key_value_cache(model, True, []):
         truth = pytree.tree_leaves(run_reference(model, *moved, module._seed, step))
     _backward(truth, programs[0].loss)
@@ -154,7 +161,9 @@ def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: fl
     return Check(
         ok,
         tolerance,
-        output_errors.get(loss, 0.0) if loss is not None else max(output_errors.values(), default=0.0),
+        output_errors.get(loss, 0.0)
+        if loss is not None
+        else max(output_errors.values(), default=0.0),
         output_errors,
         gradient_errors,
         difference,
@@ -206,7 +215,9 @@ def _whole_example(module: ParallelModule, example: Example) -> Example:
         if not isinstance(leaf, Tensor) or not leaf.ndim or leaf.shape[0] != batch:
             return leaf
         device = module._live_executor.device
-        parts = [torch.empty_like(leaf, device=device) for _ in range(torch.distributed.get_world_size())]
+        parts = [
+            torch.empty_like(leaf, device=device) for _ in range(torch.distributed.get_world_size())
+        ]
         torch.distributed.all_gather(parts, leaf.detach().to(device).contiguous())
         return torch.cat(parts)
 
@@ -276,10 +287,16 @@ def _summed(
     for rank, value in enumerate(values):
         coordinates = mesh.coordinates(rank)
         counted = all(
-            at == 0 or not str(entry).startswith("B") for entry, at in zip(layout, coordinates, strict=True)
+            at == 0 or not str(entry).startswith("B")
+            for entry, at in zip(layout, coordinates, strict=True)
         )
         if counted:
-            shard(total, Layout(e if not isinstance(e, Partial) else Layout.parse("B")[0] for e in layout), mesh, rank).add_(value)
+            shard(
+                total,
+                Layout(e if not isinstance(e, Partial) else Layout.parse("B")[0] for e in layout),
+                mesh,
+                rank,
+            ).add_(value)
     return total
 
 

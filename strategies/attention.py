@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: split over batch and heads, and over queries where no causal flag."""
+"""Scaled dot-product attention: split over batch, heads, and queries where no causal flag is."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ def _dropout_attention(
     scale = given.get("scale") or 1.0 / math.sqrt(width)
     scores = torch.ops.aten.mul.Tensor(q, scale) @ torch.ops.aten.transpose.int(k, -2, -1)
     ranges = context.input_ranges(0)
-    start, stop = ranges[-2]
     if given.get("is_causal"):
-        scores = context.comm.causal_mask(scores, start)
+        scores = context.comm.causal_mask(scores, ranges[-2][0])
     mask = given.get("attn_mask")
     if mask is not None:
         if context.call.inputs[3].dtype == torch.bool:

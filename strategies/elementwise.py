@@ -57,8 +57,8 @@ _LINEAR = Rule(_pointwise, partial=(frozenset({0}),))
 
 _SAVES_INPUT = (
     "gelu.default silu.default relu6.default hardtanh.default hardswish.default mish.default "
-    "pow.Tensor_Scalar square.default log.default log1p.default cos.default sin.default erf.default "
-    "abs.default leaky_relu.default elu.default softplus.default log_sigmoid.default "
+    "pow.Tensor_Scalar square.default log.default log1p.default cos.default sin.default "
+    "erf.default abs.default leaky_relu.default elu.default softplus.default log_sigmoid.default "
     "clamp.default clamp_min.default clamp_max.default"
 )
 _SAVES_OUTPUT = (
@@ -95,7 +95,6 @@ RULES: dict[str, Rule] = {
     "aten.masked_fill.Scalar": Rule(_pointwise, saves=(1,)),
     "aten.to.dtype": Rule(_pointwise, partial=_widening),
     "aten.to.device": Rule(_pointwise, partial=_widening, program=_cast),
-    "aten.to.dtype_layout": Rule(_pointwise, partial=_widening),
     "aten._to_copy.default": Rule(_pointwise, partial=_widening),
     "aten.clone.default": _LINEAR,
     "aten.detach.default": Rule(_pointwise, kind="free"),

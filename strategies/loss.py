@@ -118,7 +118,7 @@ def _local_loss(context: LocalContext, x: Any, y: Any, *args: Any, **kwargs: Any
     if _reduction(context.call) != _MEAN or not any(context.split.values()):
         return context.same_op(x, y, *args, **kwargs)
     total = context.target(x, y, _SUM, *args[1:], **kwargs)
-    return torch.div(total, math.prod(torch.broadcast_shapes(*context.call.input_shapes)))
+    return torch.div(total, math.prod(context.call.inputs[0].shape))
 
 
 _ELEMENTWISE = Rule(_elementwise_loss, sums=True, saves=(0, 1), program=_local_loss)

@@ -33,7 +33,7 @@ def _addmm(call: OpCall) -> str:
 
 def _baddbmm(call: OpCall) -> str:
     """The addend aligns from the right, as broadcasting does."""
-    bias = "b i j".split()[3 - len(call.inputs[0].shape) :]
+    bias = ["b", "i", "j"][3 - len(call.inputs[0].shape) :]
     return f"+{' '.join(bias)}, b i k, b k j -> b i j"
 
 

@@ -101,7 +101,7 @@ def _parse_term(term: str, text: str) -> Term:
     while position < len(body.rstrip()):
         match = _TOKEN.match(body, position)
         if match is None:
-            raise RuleError(f"rule {text!r}: cannot read {body[position:]!r}.")
+            raise RuleError(f"rule {text!r}: cannot read {body[position:].strip()!r}.")
         token = match.group(1)
         if token.startswith("["):
             dims.append(Dim((token[1:-1].strip(),), whole=True))

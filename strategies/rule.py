@@ -80,7 +80,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class InnerCollective:
-    """A collective inside a local program: kind, bytes before the axis cuts, forward or backward."""
+    """A collective inside a local program; its bytes are counted before the axis cuts."""
 
     kind: str
     size_bytes: int

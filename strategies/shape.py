@@ -120,7 +120,7 @@ def _additive(call: OpCall) -> tuple[frozenset[int], ...]:
 
 
 def _as_reshape(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Every row-major view is one reshape to the local shape; a squeeze must not see shard sizes."""
+    """Every row-major view is one reshape to the local shape; a squeeze must see no shard sizes."""
     return torch.ops.aten.reshape.default(x, list(context.output_shape()))
 
 

@@ -90,7 +90,8 @@ def test_maxima_are_only_taken_apart(reduction: str) -> None:
     assert action(partial, B) == "all_reduce"
     assert action(partial, S(0)) == "reduce_scatter"
     assert action(partial, partial) == "identity"
-    for source, target in [(B, partial), (S(0), partial), (P, partial), (partial, P)]:
+    lost: list[tuple[Entry, Entry]] = [(B, partial), (S(0), partial), (P, partial), (partial, P)]
+    for source, target in lost:
         with pytest.raises(LayoutError) as caught:
             action(source, target)
         assert f"{source} to {target}" in str(caught.value)

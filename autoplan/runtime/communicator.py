@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoplan.boxing import COLLECTIVES, Step, action
+from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Partial, Split, chunk_range, parse_entry
 from autoplan.mesh import Mesh
 from autoplan.runtime.random import dropout_mask
+from autoplan.runtime.wire import pack, unpack
 
 Observer = Callable[[str, int, str], None]
 """Called with (kind, bytes before the axis cuts, axis) for every collective that runs."""
@@ -42,6 +43,12 @@ class Communicator(abc.ABC):
     @abc.abstractmethod
     def box(self, x: Tensor, text: str, *, axis: str, sizes: tuple[int, int]) -> Tensor:
         """Turn the layout of `x` on one axis; differentiable."""
+
+    @abc.abstractmethod
+    def box_many(
+        self, values: Sequence[Tensor], texts: Sequence[str], *, axis: str, sizes: Sequence[Any]
+    ) -> Sequence[Tensor]:
+        """Box several tensors by one collective: steps of equal actions, tensors of one dtype."""
 
     @abc.abstractmethod
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
@@ -93,23 +100,27 @@ def local_action(name: str, x: Tensor, step: Step, parts: int, index: int) -> Te
     return whole
 
 
+Run = Callable[[Sequence[Tensor], Sequence[Step]], Sequence[Tensor]]
+"""What a communicator does to tensors that take the same kind of step on one axis together."""
+
+
 class _Boxing(torch.autograd.Function):
     """Boxing a -> b, whose backward is boxing dual(b) -> dual(a)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Step, run: Callable[[Tensor, Step], Tensor]) -> Tensor:
-        ctx.step, ctx.run = step, run
-        return run(x, step)
+    def forward(ctx: Any, run: Run, steps: Sequence[Step], *values: Tensor) -> Any:
+        ctx.run, ctx.steps = run, steps
+        return tuple(run(values, steps))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         # Through itself, so that the gradient of the gradient is boxing a -> b again.
-        return box(grad, ctx.step.reversed, ctx.run), None, None
+        return None, None, *box(grads, [step.reversed for step in ctx.steps], ctx.run)
 
 
-def box(x: Tensor, step: Step, run: Callable[[Tensor, Step], Tensor]) -> Tensor:
-    """What `run` makes of `x` in `step`, with the gradient of boxing."""
-    result: Tensor = _Boxing.apply(x, step, run)  # type: ignore[no-untyped-call]
+def box(values: Sequence[Tensor], steps: Sequence[Step], run: Run) -> tuple[Tensor, ...]:
+    """What `run` makes of `values` in `steps`, with the gradient of boxing."""
+    result: tuple[Tensor, ...] = _Boxing.apply(run, steps, *values)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -127,95 +138,52 @@ class DistributedCommunicator(Communicator):
         self._groups = {axis: group.group_name for axis, group in groups.items()}
 
     def box(self, x: Tensor, text: str, *, axis: str, sizes: tuple[int, int]) -> Tensor:
-        return box(x, read_step(text, axis, sizes), self._run)
+        return box([x], [read_step(text, axis, sizes)], self._run)[0]
+
+    def box_many(
+        self, values: Sequence[Tensor], texts: Sequence[str], *, axis: str, sizes: Sequence[Any]
+    ) -> Sequence[Tensor]:
+        steps = [read_step(text, axis, size) for text, size in zip(texts, sizes, strict=True)]
+        return box(values, steps, self._run)
 
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         self.observe("all_reduce", x.numel() * x.element_size(), axis)
-        return self._all_reduce(x.detach(), axis, "max")
+        return self._collective("all_reduce", x.detach().reshape(1, -1), axis, "max").view(x.shape)
 
-    def _run(self, x: Tensor, step: Step) -> Tensor:
-        name = action(step.source, step.target)
-        parts = self.mesh.size(step.axis)
-        index = self.coordinates[self.mesh.index(step.axis)]
+    def _run(self, values: Sequence[Tensor], steps: Sequence[Step]) -> Sequence[Tensor]:
+        """One collective for all `values`: their steps have the same action, their dtype is one."""
+        axis, name = steps[0].axis, steps[0].forward
+        parts = self.mesh.size(axis)
+        index = self.coordinates[self.mesh.index(axis)]
+        pairs = list(zip(values, steps, strict=True))
         if name not in COLLECTIVES:
-            return local_action(name, x, step, parts, index)
-        self.observe(name, moved_bytes(x, step), step.axis)
-        if x.dtype == torch.bool:
-            return self._collective(name, x.to(torch.uint8), step, parts, index).to(torch.bool)
-        return self._collective(name, x, step, parts, index)
+            return [local_action(name, x, step, parts, index) for x, step in pairs]
+        self.observe(name, sum(moved_bytes(x, step) for x, step in pairs), axis)
+        dtype = values[0].dtype
+        packed = [pack(name, x, step, parts) for x, step in pairs]
+        buffer = packed[0] if len(packed) == 1 else torch.cat(packed, 1)
+        if dtype == torch.bool:
+            buffer = buffer.to(torch.uint8)
+        source = steps[0].source
+        reduction = source.reduction if isinstance(source, Partial) else "sum"
+        received = self._collective(name, buffer.contiguous(), axis, reduction).to(dtype)
+        rows = torch.split(received, [each.shape[1] for each in packed], 1)
+        return [
+            unpack(name, row, x.shape, step, parts, index)
+            for row, (x, step) in zip(rows, pairs, strict=True)
+        ]
 
-    def _collective(self, name: str, x: Tensor, step: Step, parts: int, index: int) -> Tensor:
-        reduction = step.source.reduction if isinstance(step.source, Partial) else "sum"
+    def _collective(self, name: str, buffer: Tensor, axis: str, reduction: str) -> Tensor:
+        """Run `name` on a [rows, k] buffer."""
+        ops, group, parts = torch.ops._c10d_functional, self._groups[axis], self.mesh.size(axis)
         if name == "all_reduce":
-            return self._all_reduce(x, step.axis, reduction)
-        if name == "all_gather":
-            assert isinstance(step.source, Split)
-            dim, size = step.source.dim, step.sizes[0]
-            stacked = self._all_gather(_pad(x, dim, -(-size // parts)), step.axis, parts)
-            return stacked.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, size)
-        if name == "reduce_scatter":
-            assert isinstance(step.target, Split)
-            dim, size = step.target.dim, step.sizes[1]
-            start, stop = chunk_range(size, parts, index)
-            rows = -(-size // parts)
-            stacked = torch.unflatten(_pad(x, dim, rows * parts), dim, (parts, rows)).movedim(
-                dim, 0
-            )
-            summed = self._reduce_scatter(stacked, step.axis, parts, reduction)
-            return summed.narrow(dim, 0, stop - start)
-        return self._all_to_all(x, step, parts, index)
-
-    def _wait(self, x: Tensor) -> Tensor:
-        result: Tensor = torch.ops._c10d_functional.wait_tensor(x)
+            out = ops.all_reduce(buffer, reduction, group)
+        elif name == "all_gather":
+            out = ops.all_gather_into_tensor(buffer, parts, group)
+        elif name == "reduce_scatter":
+            out = ops.reduce_scatter_tensor(buffer, reduction, parts, group)
+        else:
+            rows = [1] * parts
+            out = ops.all_to_all_single(buffer, rows, rows, group)
+        result: Tensor = ops.wait_tensor(out)
         return result
-
-    def _all_reduce(self, x: Tensor, axis: str, reduction: str) -> Tensor:
-        out = torch.ops._c10d_functional.all_reduce(x.contiguous(), reduction, self._groups[axis])
-        return self._wait(out)
-
-    def _all_gather(self, x: Tensor, axis: str, parts: int) -> Tensor:
-        """Every rank's `x`, stacked."""
-        row = x.contiguous().unsqueeze(0)
-        out = torch.ops._c10d_functional.all_gather_into_tensor(row, parts, self._groups[axis])
-        return self._wait(out)
-
-    def _reduce_scatter(self, stacked: Tensor, axis: str, parts: int, reduction: str) -> Tensor:
-        """Row `k` of the reduced `stacked` on rank k."""
-        out = torch.ops._c10d_functional.reduce_scatter_tensor(
-            stacked.contiguous(), reduction, parts, self._groups[axis]
-        )
-        return self._wait(out).squeeze(0)
-
-    def _all_to_all(self, x: Tensor, step: Step, parts: int, index: int) -> Tensor:
-        """Cut along the target dimension, send piece k to rank k, join along the source one."""
-        assert isinstance(step.source, Split)
-        assert isinstance(step.target, Split)
-        gathered, cut = step.source.dim, step.target.dim
-        ranges = [chunk_range(step.sizes[1], parts, k) for k in range(parts)]
-        pieces = [x.narrow(cut, start, stop - start).contiguous() for start, stop in ranges]
-        shapes = []
-        for k in range(parts):
-            start, stop = chunk_range(step.sizes[0], parts, k)
-            shape = list(pieces[index].shape)
-            shape[gathered] = stop - start
-            shapes.append(shape)
-        sent = [piece.numel() for piece in pieces]
-        received = [torch.Size(shape).numel() for shape in shapes]
-        flat = torch.cat([piece.reshape(-1) for piece in pieces])
-        out = self._wait(
-            torch.ops._c10d_functional.all_to_all_single(
-                flat, received, sent, self._groups[step.axis]
-            )
-        )
-        parts_in = [p.view(s) for p, s in zip(torch.split(out, received), shapes, strict=True)]
-        return torch.cat(parts_in, gathered)
-
-
-def _pad(x: Tensor, dim: int, rows: int) -> Tensor:
-    """`x` with zeros appended along `dim` up to `rows`."""
-    missing = rows - x.shape[dim]
-    if missing == 0:
-        return x
-    shape = list(x.shape)
-    shape[dim] = missing
-    return torch.cat([x, x.new_zeros(shape)], dim)

@@ -14,7 +14,7 @@ from autoplan.layouts import B, Layout, Split
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import Communicator, DistributedCommunicator, Observer
 from autoplan.runtime.program import Program
-from autoplan.runtime.simulation import Simulator, gather, join, scatter, shard
+from autoplan.runtime.simulation import Simulator, gather, scatter, shard
 
 PARTS = ("prologue", "body", "epilogue")
 
@@ -53,7 +53,11 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def run(
-        self, part: str, programs: Sequence[Program], inputs: Sequence[Any], watch: Watch | None = None
+        self,
+        part: str,
+        programs: Sequence[Program],
+        inputs: Sequence[Any],
+        watch: Watch | None = None,
     ) -> list[Any]:
         """Run one part. `programs`: one for each rank that is present here."""
 
@@ -142,7 +146,11 @@ class DistributedExecutor(Executor):
         return tensors[0]
 
     def run(
-        self, part: str, programs: Sequence[Program], inputs: Sequence[Any], watch: Watch | None = None
+        self,
+        part: str,
+        programs: Sequence[Program],
+        inputs: Sequence[Any],
+        watch: Watch | None = None,
     ) -> list[Any]:
         module: fx.GraphModule = getattr(programs[0], part)
         if watch is None:
@@ -206,12 +214,14 @@ class SimulatedExecutor(Executor):
         return list(tensors)
 
     def run(
-        self, part: str, programs: Sequence[Program], inputs: Sequence[Any], watch: Watch | None = None
+        self,
+        part: str,
+        programs: Sequence[Program],
+        inputs: Sequence[Any],
+        watch: Watch | None = None,
     ) -> list[Any]:
         modules = [getattr(program, part) for program in programs]
         return list(self.simulator.run(modules, inputs, watch))
 
     def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
         return parameter.detach()
-
-

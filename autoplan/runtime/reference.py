@@ -90,13 +90,17 @@ def _attention(
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, float("-inf"))
     if attn_mask is not None:
-        masked = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else None
+        masked = (
+            scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else None
+        )
         scores = scores + attn_mask if masked is None else masked
     result: Tensor = drop(scores.softmax(-1), dropout_p) @ value
     return result
 
 
-def materialize(structure: nn.Module, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+def materialize(
+    structure: nn.Module, state: Mapping[str, Tensor], device: torch.device
+) -> nn.Module:
     """The model of `structure` with real float64 weights from `state`, ties kept."""
     memo: dict[int, Any] = {}
     for path, parameter in structure.named_parameters(remove_duplicate=False):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from autoplan.boxing import COLLECTIVES, Step, action
+from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Layout, Partial, Split, chunk_range, local_ranges
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import (
@@ -31,6 +31,11 @@ class SimulatedCommunicator(Communicator):
     """The local face of a simulated rank; collectives are run by `Simulator` for all at once."""
 
     def box(self, x: Tensor, text: str, *, axis: str, sizes: tuple[int, int]) -> Tensor:
+        raise RuntimeError("a simulated rank cannot box alone; run the program in a Simulator.")
+
+    def box_many(
+        self, values: Sequence[Tensor], texts: Sequence[str], *, axis: str, sizes: Sequence[Any]
+    ) -> Sequence[Tensor]:
         raise RuntimeError("a simulated rank cannot box alone; run the program in a Simulator.")
 
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
@@ -87,6 +92,17 @@ class Simulator:
             if first.target == "box":
                 steps = [read_step(args[2], kw["axis"], kw["sizes"]) for args, kw in calls]
                 return self.box([args[1] for args, _ in calls], steps)
+            if first.target == "box_many":
+                many = [
+                    [
+                        read_step(text, kw["axis"], size)
+                        for text, size in zip(args[2], kw["sizes"], strict=True)
+                    ]
+                    for args, kw in calls
+                ]
+                tensors = list(zip(*(args[1] for args, _ in calls), strict=True))
+                boxed = self.box_many(tensors, list(zip(*many, strict=True)))
+                return list(zip(*boxed, strict=True))
             if first.target == "all_reduce_max":
                 return self._all_reduce_max([args[1] for args, _ in calls], calls[0][0][2])
             return [getattr(args[0], str(first.target))(*args[1:], **kw) for args, kw in calls]
@@ -96,44 +112,60 @@ class Simulator:
         ]
 
     def box(self, values: Sequence[Tensor], steps: Sequence[Step]) -> Values:
-        """One boxing step on every rank; differentiable."""
-        return list(_SimulatedBoxing.apply(self, tuple(steps), *values))  # type: ignore[no-untyped-call]
+        """One boxing step on every rank; differentiable. `values` and `steps`: one a rank."""
+        return self.box_many([values], [steps])[0]
+
+    def box_many(
+        self, tensors: Sequence[Sequence[Tensor]], steps: Sequence[Sequence[Step]]
+    ) -> list[Values]:
+        """Several tensors by one collective; both are given per tensor, then per rank."""
+        flat = itertools.chain.from_iterable(tensors)
+        results = _SimulatedBoxing.apply(self, tuple(map(tuple, steps)), *flat)  # type: ignore[no-untyped-call]
+        return _rows(results, self.mesh.num_devices)
 
     def _all_reduce_max(self, values: Values, axis: str) -> Values:
         results: Values = list(values)
         for group in self.mesh.groups(axis):
-            self._observe("all_reduce", group, values, None, axis)
             largest = torch.stack([values[rank].detach() for rank in group]).amax(0)
             for rank in group:
+                size = largest.numel() * largest.element_size()
+                self.comms[rank].observe("all_reduce", size, axis)
                 results[rank] = largest
         return results
 
-    def move(self, values: Values, steps: Sequence[Step]) -> Values:
-        """What the step does to the values of all ranks."""
-        axis = steps[0].axis
+    def move(
+        self, tensors: Sequence[Sequence[Tensor]], steps: Sequence[Sequence[Step]]
+    ) -> list[Values]:
+        """What the steps, of one action on one axis, do to the values of all ranks."""
+        name, axis = steps[0][0].forward, steps[0][0].axis
+        for rank, comm in enumerate(self.comms):
+            pairs = zip(tensors, steps, strict=True)
+            size = sum(moved_bytes(values[rank], step[rank]) for values, step in pairs)
+            comm.observe(name, size, axis)
+        return [
+            self._move_one(name, axis, values, step)
+            for values, step in zip(tensors, steps, strict=True)
+        ]
+
+    def _move_one(
+        self, name: str, axis: str, values: Sequence[Tensor], steps: Sequence[Step]
+    ) -> Values:
         parts = self.mesh.size(axis)
         results: Values = [None] * len(values)
         for group in self.mesh.groups(axis):
-            name = action(steps[group[0]].source, steps[group[0]].target)
-            if name not in COLLECTIVES:
-                for index, rank in enumerate(group):
-                    results[rank] = local_action(name, values[rank], steps[rank], parts, index)
-                continue
-            self._observe(name, group, values, steps, axis)
-            whole = _whole(name, [values[rank] for rank in group], steps[group[0]])
+            whole = None
+            if name in COLLECTIVES:
+                whole = _whole(name, [values[rank] for rank in group], steps[group[0]])
             for index, rank in enumerate(group):
-                results[rank] = _part(name, whole, steps[rank], parts, index)
+                if whole is None:
+                    results[rank] = local_action(name, values[rank], steps[rank], parts, index)
+                else:
+                    results[rank] = _part(name, whole, steps[rank], parts, index)
         return results
 
-    def _observe(
-        self, name: str, group: list[int], values: Values, steps: Sequence[Step] | None, axis: str
-    ) -> None:
-        for rank in group:
-            x = values[rank]
-            size = x.numel() * x.element_size()
-            if steps is not None:
-                size = moved_bytes(x, steps[rank])
-            self.comms[rank].observe(name, size, axis)
+
+def _rows(flat: Sequence[Any], length: int) -> list[Values]:
+    return [list(flat[at : at + length]) for at in range(0, len(flat), length)]
 
 
 _COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -167,16 +199,19 @@ class _SimulatedBoxing(torch.autograd.Function):
     """A boxing step on all ranks at once; backward is the step between the duals."""
 
     @staticmethod
-    def forward(ctx: Any, simulator: Simulator, steps: tuple[Step, ...], *values: Tensor) -> Any:
+    def forward(
+        ctx: Any, simulator: Simulator, steps: tuple[tuple[Step, ...], ...], *values: Tensor
+    ) -> Any:
         ctx.simulator, ctx.steps = simulator, steps
-        ctx.set_materialize_grads(True)
-        return tuple(simulator.move(list(values), steps))
+        moved = simulator.move(_rows(values, simulator.mesh.num_devices), steps)
+        return tuple(itertools.chain.from_iterable(moved))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        steps = [step.reversed for step in ctx.steps]
+        steps = [[step.reversed for step in per_rank] for per_rank in ctx.steps]
         # Through itself, so that the gradient of the gradient is boxing a -> b again.
-        return (None, None, *ctx.simulator.box(grads, steps))
+        boxed = ctx.simulator.box_many(_rows(grads, ctx.simulator.mesh.num_devices), steps)
+        return None, None, *itertools.chain.from_iterable(boxed)
 
 
 class _Scatter(torch.autograd.Function):

@@ -20,7 +20,7 @@ from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import DistributedCommunicator
 from autoplan.runtime.simulation import Simulator
-from tests.runtime.logical import numbers, spread
+from tests.runtime.logical import meaning, numbers, spread
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def in_simulation(case: Case) -> list[Outcome]:
     simulator = Simulator(case.mesh)
     observed: list[list[tuple[str, int, str]]] = [[] for _ in simulator.comms]
     for comm, seen in zip(simulator.comms, observed, strict=True):
-        comm.observer = lambda *call, seen=seen: seen.append(call)  # type: ignore[misc]
+        comm.observer = lambda *call, seen=seen: seen.append(call)
     gradient = bool(case.grads)
     inputs = [x.clone().requires_grad_(gradient) for x in case.values]
     values: list[Tensor] = list(inputs)
@@ -135,17 +135,77 @@ def on_this_rank(case: Case, comm: DistributedCommunicator, rank: int) -> Outcom
     return Outcome(value.detach(), grad.detach(), grad_grad, observed)
 
 
+Bucket = Sequence[Case]
+"""Cases of one move, which is the same action for all, forward and backward, on one axis."""
+
+
+def bucket_in_simulation(bucket: Bucket) -> list[Outcome]:
+    """All cases by one collective: per case and rank (rank fastest), without second derivative."""
+    simulator = Simulator(bucket[0].mesh)
+    count = bucket[0].mesh.num_devices
+    observed: list[list[tuple[str, int, str]]] = [[] for _ in range(count)]
+    for comm, seen in zip(simulator.comms, observed, strict=True):
+        comm.observer = lambda *call, seen=seen: seen.append(call)
+    inputs = [[x.clone().requires_grad_() for x in case.values] for case in bucket]
+    steps = [[case.steps(rank)[0] for rank in range(count)] for case in bucket]
+    values = [x for boxed in simulator.box_many(inputs, steps) for x in boxed]
+    seeds = [grad for case in bucket for grad in case.grads]
+    grads = torch.autograd.grad(values, [x for each in inputs for x in each], seeds)
+    return [
+        Outcome(value.detach(), grad, None, observed[at % count])
+        for at, (value, grad) in enumerate(zip(values, grads, strict=True))
+    ]
+
+
+def bucket_on_this_rank(bucket: Bucket, comm: DistributedCommunicator, rank: int) -> list[Outcome]:
+    """All cases by one collective: this rank's outcome per case, without second derivative."""
+    observed: list[tuple[str, int, str]] = []
+    comm.observer = lambda *call: observed.append(call)
+    inputs = [case.values[rank].clone().requires_grad_() for case in bucket]
+    steps = [case.steps(rank)[0] for case in bucket]
+    values = comm.box_many(
+        inputs,
+        [f"{step.source} -> {step.target}" for step in steps],
+        axis=steps[0].axis,
+        sizes=[step.sizes for step in steps],
+    )
+    grads = torch.autograd.grad(values, inputs, [case.grads[rank] for case in bucket])
+    return [
+        Outcome(value.detach(), grad, None, observed)
+        for value, grad in zip(values, grads, strict=True)
+    ]
+
+
+def check(case: Case, outcomes: list[Outcome]) -> None:
+    """The outcomes mean the case's logical value in `target`, and its gradients where they go."""
+    shape, mesh = tuple(case.whole.shape), case.mesh
+    assert torch.equal(meaning([o.value for o in outcomes], case.target, mesh, shape), case.whole)
+    if case.grads:
+        grads = [o.grad for o in outcomes if o.grad is not None]
+        grad = meaning(grads, case.source.dual, mesh, shape)
+        assert torch.equal(grad, case.whole_grad)
+        again = [o.grad_grad for o in outcomes if o.grad_grad is not None]
+        expected = meaning(list(case.grad_grads), case.source, mesh, shape)
+        assert torch.equal(meaning(again, case.target, mesh, shape), expected)
+
+
 @dataclass(frozen=True)
 class RankReport:
-    """Outcomes of the cases on one rank; then, per mesh and axis, the group and a maximum."""
+    """Outcomes of the cases and buckets on one rank; per mesh and axis, the group and a maximum."""
 
     outcomes: list[Outcome]
+    buckets: list[list[Outcome]]
     groups: dict[tuple[Mesh, str], list[int]]
     maxima: dict[tuple[Mesh, str], tuple[Tensor, list[tuple[str, int, str]]]]
 
 
-def run_cases(rank: int, cases: Sequence[Case], ranked: Sequence[Tensor]) -> RankReport:
-    """Run all cases as `rank`; `ranked` holds one tensor per rank, for all_reduce_max."""
+def run_cases(
+    rank: int, cases: Sequence[Case], buckets: Sequence[Bucket], ranked: Sequence[Tensor]
+) -> RankReport:
+    """Run all cases, then the buckets, as `rank`.
+
+    ranked: one tensor per rank, for all_reduce_max.
+    """
     comms: dict[Mesh, DistributedCommunicator] = {}
     groups: dict[tuple[Mesh, str], list[int]] = {}
     for mesh in dict.fromkeys(case.mesh for case in cases):
@@ -165,6 +225,7 @@ def run_cases(rank: int, cases: Sequence[Case], ranked: Sequence[Tensor]) -> Ran
     for mesh, comm in comms.items():
         for axis in mesh.axes:
             observed: list[tuple[str, int, str]] = []
-            comm.observer = lambda *call, seen=observed: seen.append(call)  # type: ignore[misc]
+            comm.observer = lambda *call, seen=observed: seen.append(call)
             maxima[mesh, axis] = comm.all_reduce_max(ranked[rank], axis), observed
-    return RankReport(outcomes, groups, maxima)
+    together = [bucket_on_this_rank(bucket, comms[bucket[0].mesh], rank) for bucket in buckets]
+    return RankReport(outcomes, together, groups, maxima)

@@ -69,7 +69,7 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
     failures: list[tuple[float, str]] = []
     waiting = dict(zip(pipes, range(len(pipes)), strict=True))
     while waiting:
-        ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+        ready: list[Any] = wait(list(waiting), max(0.0, deadline - time.monotonic()))
         if not ready:
             break
         for pipe in ready:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autoplan.boxing import Move
-from autoplan.layouts import Broadcast, Layout, Split
+from autoplan.layouts import Broadcast, Entry, Layout, Split
 from autoplan.mesh import Mesh
 
 
@@ -48,7 +48,7 @@ def spread(whole: Tensor, layout: Layout, mesh: Mesh, source: random.Random) -> 
     return [value.clone() for value in values]
 
 
-def _pieces(x: Tensor, entry: object, parts: int, source: random.Random) -> list[Tensor]:
+def _pieces(x: Tensor, entry: Entry, parts: int, source: random.Random) -> list[Tensor]:
     if isinstance(entry, Split):
         return chunks(x, parts, entry.dim)
     return [x] * parts if isinstance(entry, Broadcast) else addends(x, parts, source)
@@ -68,7 +68,7 @@ def meaning(values: list[Tensor], layout: Layout, mesh: Mesh, shape: tuple[int, 
     return values[0]
 
 
-def _combined(group: list[Tensor], entry: object) -> Tensor:
+def _combined(group: list[Tensor], entry: Entry) -> Tensor:
     if isinstance(entry, Split):
         return torch.cat(group, entry.dim)
     if isinstance(entry, Broadcast):
@@ -90,7 +90,7 @@ def random_price(seed: int) -> Callable[[str, str, int], float]:
     return price
 
 
-def single_moves(mesh: Mesh, entries: tuple[object, ...]) -> list[Move]:
+def single_moves(mesh: Mesh, entries: tuple[Entry, ...]) -> list[Move]:
     """Every change of one entry on a mesh of one axis."""
     return [
         Move(0, Layout((source,)), Layout((target,)))

@@ -9,21 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoplan.boxing import Move, Router, layout_entries
-from autoplan.layouts import BP, B, Layout, P, Partial, S
+from autoplan.boxing import COLLECTIVES, Move, Router, layout_entries
+from autoplan.layouts import BP, B, Entry, Layout, P, Partial, S
 from autoplan.mesh import Mesh
 from autoplan.runtime.simulation import Simulator
 from tests.runtime.boxing_cases import (
     Case,
     Outcome,
     RankReport,
+    bucket_in_simulation,
+    check,
     in_simulation,
     make_case,
     run_cases,
 )
 from tests.runtime.launch import run_ranks
 from tests.runtime.logical import meaning, random_price, single_moves
-from tests.runtime.test_simulation import check
 
 LINE, SQUARE = Mesh.of(x=4), Mesh.of(x=2, y=2)
 GRADIENT_TYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -46,7 +47,8 @@ def line_cases() -> list[Case]:
     for move, dtype in product(single_moves(LINE, (B, P, S(0), S(1))), VALUE_TYPES):
         ends = (move.source, move.target)
         cases.append(make_case(LINE, [move], ends, (5, 3), dtype, 0, gradient=False))
-    for reduction, entry in product(("max", "min"), (B, S(0))):
+    targets: tuple[Entry, ...] = (B, S(0))
+    for reduction, entry in product(("max", "min"), targets):
         ends = Layout((Partial(reduction),)), Layout((entry,))
         cases.append(
             make_case(LINE, [Move(0, *ends)], ends, (5, 3), torch.float32, 7, gradient=False)
@@ -87,8 +89,21 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def reports(cases: list[Case]) -> list[RankReport]:
-    return run_ranks(run_cases, 4, cases, RANKED)
+def buckets(cases: list[Case]) -> dict[tuple[str, str, torch.dtype], list[Case]]:
+    """The single steps that may share a collective."""
+    result: dict[tuple[str, str, torch.dtype], list[Case]] = {}
+    for case in cases:
+        if case.mesh == LINE and case.grads:
+            forward, backward = case.moves[0].actions(needs_gradient=True)
+            result.setdefault((forward, backward, case.whole.dtype), []).append(case)
+    return result
+
+
+@pytest.fixture(scope="module")
+def reports(
+    cases: list[Case], buckets: dict[tuple[str, str, torch.dtype], list[Case]]
+) -> list[RankReport]:
+    return run_ranks(run_cases, 4, cases, list(buckets.values()), RANKED)
 
 
 def outcomes_of(case: int, reports: list[RankReport]) -> list[Outcome]:
@@ -118,6 +133,27 @@ def test_real_processes_agree_with_the_simulation_bit_for_bit(
             assert same(real.grad, simulated.grad), case
             assert same(real.grad_grad, simulated.grad_grad), case
             assert real.observed == simulated.observed, case
+
+
+def test_a_bucket_is_one_collective_that_does_what_its_steps_do(
+    buckets: dict[tuple[str, str, torch.dtype], list[Case]], reports: list[RankReport]
+) -> None:
+    assert max(map(len, buckets.values())) > 4
+    for number, ((forward, backward, _), bucket) in enumerate(buckets.items()):
+        alone = [outcome for case in bucket for outcome in in_simulation(case)]
+        simulated = bucket_in_simulation(bucket)
+        real = [report.buckets[number][at] for at in range(len(bucket)) for report in reports]
+        sizes = [
+            case.moves[0].whole_bytes(tuple(case.whole.shape), case.whole.dtype.itemsize, LINE)
+            for case in bucket
+        ]
+        seen = [(name, sum(sizes), "x") for name in (forward, backward) if name in COLLECTIVES]
+        for one, ours, theirs in zip(alone, simulated, real, strict=True):
+            assert same(one.value, ours.value)
+            assert same(one.value, theirs.value)
+            assert same(one.grad, ours.grad)
+            assert same(one.grad, theirs.grad)
+            assert ours.observed == theirs.observed == seen
 
 
 def test_the_cases_meet_every_collective_both_ways(reports: list[RankReport]) -> None:
@@ -151,7 +187,7 @@ def test_all_reduce_max(reports: list[RankReport]) -> None:
     for mesh, axis in [(LINE, "x"), (SQUARE, "x"), (SQUARE, "y")]:
         simulator = Simulator(mesh)
         observed: list[tuple[str, int, str]] = []
-        simulator.comms[0].observer = lambda *call, seen=observed: seen.append(call)  # type: ignore[misc]
+        simulator.comms[0].observer = lambda *call, seen=observed: seen.append(call)
         simulated = simulator._all_reduce_max(list(RANKED), axis)
         for group in mesh.groups(axis):
             largest = torch.stack([RANKED[rank] for rank in group]).amax(0)

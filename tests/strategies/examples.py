@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoplan.mesh import Mesh
-from autoplan.runtime.simulation import SimulatedCommunicator
+from autoplan.runtime.random import dropout_mask
 
 _GENERATOR = torch.Generator().manual_seed(7)
 
@@ -186,10 +185,9 @@ _add(
     row=(lambda x, y: torch.lerp(x, y, 0.3), real(7, 4), real(4)),
 )
 _eighths = whole(-9, 9, 7, 4).float() / 8  # exact in every type that they are cast to
-for _op in ("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default"):
+for _op in ("to.dtype", "to.device", "_to_copy.default"):
     _cast: Callable[..., Any] = {
         "to.dtype": lambda x, dtype: x.to(dtype),
-        "to.dtype_layout": lambda x, dtype: x.to(device="cpu", dtype=dtype),
         "to.device": lambda x, dtype: x.to("cpu", dtype),
         "_to_copy.default": lambda x, dtype: torch.ops.aten._to_copy.default(x, dtype=dtype),
     }[_op]
@@ -228,7 +226,12 @@ _add(
     matrix=(torch.addmm, real(5, 7), real(5, 4), real(4, 7)),
     one_row=(torch.addmm, real(1, 7), real(5, 4), real(4, 7)),
     scalar=(torch.addmm, real(), real(5, 4), real(4, 7)),
-    scaled=(lambda b, x, w: torch.addmm(b, x, w, beta=0.5, alpha=3.0), real(7), real(5, 4), real(4, 7)),
+    scaled=(
+        lambda b, x, w: torch.addmm(b, x, w, beta=0.5, alpha=3.0),
+        real(7),
+        real(5, 4),
+        real(4, 7),
+    ),
 )
 _add(
     "baddbmm.default",
@@ -399,7 +402,12 @@ _add(
     grouped_causal=(_attention(enable_gqa=True, is_causal=True), *_grouped),
     grouped_bias=(_attention(enable_gqa=True), *_grouped, real(1, 8, 5, 7)),
     grouped_flags=(_attention(enable_gqa=True), *_grouped, _causal_flags[None, None]),
-    one_key_head=(_attention(enable_gqa=True), real(2, 4, 5, 3), real(2, 1, 7, 3), real(2, 1, 7, 3)),
+    one_key_head=(
+        _attention(enable_gqa=True),
+        real(2, 4, 5, 3),
+        real(2, 1, 7, 3),
+        real(2, 1, 7, 3),
+    ),
 )
 
 # -- tables and losses ----------------------------------------------------------------------
@@ -453,26 +461,26 @@ _add(
     one_row=(_loss(), real(6), torch.tensor(3)),
     probabilities=(_loss(), _logits, torch.softmax(real(7, 6), -1)),
 )
-for _op, _fn in {
+_ELEMENTWISE_LOSSES: dict[str, Callable[..., Any]] = {
     "mse_loss.default": torch.ops.aten.mse_loss.default,
     "l1_loss.default": torch.ops.aten.l1_loss.default,
     "smooth_l1_loss.default": lambda x, y, r: torch.ops.aten.smooth_l1_loss.default(x, y, r, 0.5),
-}.items():
+}
+for _op, _fn in _ELEMENTWISE_LOSSES.items():
     _add(
         _op,
         none=(lambda x, y, fn=_fn: fn(x, y, 0), real(7, 4), real(7, 4)),
         mean=(lambda x, y, fn=_fn: fn(x, y, 1), real(7, 4), real(7, 4)),
         sum=(lambda x, y, fn=_fn: fn(x, y, 2), real(7, 4), real(7, 4)),
-        row=(lambda x, y, fn=_fn: fn(x, y, 1), real(4), real(7, 4)),
     )
 
 # -- random ops -----------------------------------------------------------------------------
 
-_COMM = SimulatedCommunicator(Mesh.of(), ())
-
 
 def _dropped(x: Tensor, p: float = 0.5) -> Tensor:
-    return _COMM.dropout(x, p, x.shape, (0,) * x.ndim, key=0)
+    """The whole tensor's mask of the first random op, in the first step, of seed 0."""
+    keep = dropout_mask(x, p, x.shape, (0,) * x.ndim, seed=0, key=0, step=0)
+    return x * keep / (1.0 - p)
 
 
 def _dropped_attention(
