@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -99,9 +99,13 @@ def annotate(
     rules: Mapping[str, Rule],
     hints: Sequence[Hint] = (),
     local_inputs: bool = False,
+    boxed: Collection[str] = (),
 ) -> Annotated:
-    """Give every node its candidates on `mesh`; raises HintError where hints leave a site none."""
-    return _Annotator(captured, mesh, rules, hints, local_inputs).run()
+    """Give every node its candidates on `mesh`; raises HintError where hints leave a site none.
+
+    `boxed` names boxing sites that a plan has beyond those of tensors with several readers.
+    """
+    return _Annotator(captured, mesh, rules, hints, local_inputs, boxed).run()
 
 
 class _Annotator:
@@ -114,7 +118,9 @@ class _Annotator:
         rules: Mapping[str, Rule],
         hints: Sequence[Hint],
         local_inputs: bool,
+        boxed: Collection[str],
     ) -> None:
+        self.boxed = frozenset(boxed)
         self.captured = captured
         self.mesh = mesh
         self.rules = rules
@@ -274,8 +280,11 @@ class _Annotator:
         for output, meta in enumerate(outputs):
             self.values[node.name, output] = Source(at, output)
             pins = self._pinned_values.get((node.name, output), ())
-            if pins or _num_readers(node, output, len(outputs)) > 1:
-                self._add_box(node, path, line, Source(at, output), meta, pins, parameter_only)
+            asked = bool(pins) or f"{node.name}:{output}" in self.boxed
+            if asked or _num_readers(node, output, len(outputs)) > 1:
+                self._add_box(
+                    node, path, line, Source(at, output), meta, pins, parameter_only, asked
+                )
 
     def _add_box(
         self,
@@ -286,8 +295,9 @@ class _Annotator:
         meta: TensorMeta,
         pins: Sequence[Hint],
         parameter_only: bool,
+        asked: bool,
     ) -> None:
-        key = ("box", meta.shape, meta.requires_grad)
+        key = ("box", meta)
         if key not in self._boxes:
             entries = layout_entries(meta.shape, meta.requires_grad)
             self._boxes[key] = tuple(
@@ -295,11 +305,12 @@ class _Annotator:
                 for layout in self._layouts(entries, meta)
             )
         candidates = self._boxes[key]
-        if len(self.sites[source.site].candidates) == 1 and not pins and not meta.requires_grad:
+        fixed = len(self.sites[source.site].candidates) == 1 and not meta.requires_grad
+        if fixed and not asked:
             return  # a replicated constant or argument: each reader slices for free
         for hint in pins:
             kept = [c for c in candidates if _accepts_resolved(hint, self.mesh, c.outputs[0], meta)]
-            if not kept and hint.required and node.op == "placeholder":
+            if not kept and hint.required and node.op == "placeholder" and _only_splits(hint):
                 raise HintError(_unsplittable(hint, self.mesh, path, meta))
             candidates = self._keep(candidates, kept, hint, path)
         at = len(self.sites)
@@ -319,11 +330,7 @@ class _Annotator:
         self.values[node.name, source.output] = Source(at)
 
     def _value(self, node: fx.Node) -> Source:
-        if node.target is operator.getitem:
-            parent, output = node.args
-            assert isinstance(parent, fx.Node) and isinstance(output, int)
-            return self.values[parent.name, output]
-        return self.values[node.name, 0]
+        return self.values[tensor_of(node)]
 
     def _outputs(self) -> tuple[tuple[Any, ...], int | None]:
         outputs: list[Any] = []
@@ -371,7 +378,7 @@ class _Annotator:
                 pinned.setdefault((arguments[hint.pattern], 0), []).append(hint)
                 continue
             for node in results_of(self.captured.graph, hint.pattern):
-                pinned.setdefault((node.name, 0), []).append(hint)
+                pinned.setdefault(tensor_of(node), []).append(hint)
         return pinned
 
 
@@ -389,6 +396,16 @@ def results_of(graph: fx.Graph, path: str) -> list[fx.Node]:
         and isinstance(node.meta.get("val"), torch.Tensor)
         and any(not inside(user) for user in node.users)
     ]
+
+
+def tensor_of(node: fx.Node) -> tuple[str, int]:
+    """The node and output that `node` names: a getitem stands for a piece of its parent."""
+    if node.target is not operator.getitem:
+        return node.name, 0
+    parent, output = node.args
+    assert isinstance(parent, fx.Node)
+    assert isinstance(output, int)
+    return parent.name, output
 
 
 def describe(node: fx.Node) -> tuple[OpCall, tuple[fx.Node, ...]]:
@@ -455,6 +472,10 @@ def _combine(per_axis: tuple[Signature, ...], call: OpCall) -> Candidate:
         tuple(Layout(each.inputs[i] for each in per_axis) for i in range(len(call.inputs))),
         tuple(Layout(each.outputs[i] for each in per_axis) for i in range(len(call.outputs))),
     )
+
+
+def _only_splits(hint: Hint) -> bool:
+    return all(isinstance(entry, Split) for allowed in hint.allowed.values() for entry in allowed)
 
 
 def _unsplittable(hint: Hint, mesh: Mesh, path: str, meta: TensorMeta) -> str:

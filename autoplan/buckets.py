@@ -7,7 +7,7 @@ DistributedDataParallel (Li et al. 2020, section 3.2.3). Ledger and emission cut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from autoplan.boxing import COLLECTIVES, Move, Router, StepPrice
@@ -65,6 +65,11 @@ def bucketed(price: StepPrice) -> StepPrice:
     return share
 
 
+def rounded(price: StepPrice, rounding: Callable[[float], float]) -> StepPrice:
+    """A price after `rounding`."""
+    return lambda action, axis, size_bytes: rounding(price(action, axis, size_bytes))
+
+
 @dataclass(frozen=True)
 class Routers:
     """Cheapest paths in the body, and in the prologue, where latency is shared."""
@@ -73,5 +78,8 @@ class Routers:
     prologue: Router
 
     @staticmethod
-    def of(mesh: Mesh, price: StepPrice) -> Routers:
-        return Routers(Router(mesh, price), Router(mesh, bucketed(price)))
+    def of(mesh: Mesh, price: StepPrice, rounding: Callable[[float], float]) -> Routers:
+        """Routers whose prices, rounded, are `price` alone and in a bucket."""
+        return Routers(
+            Router(mesh, rounded(price, rounding)), Router(mesh, rounded(bucketed(price), rounding))
+        )

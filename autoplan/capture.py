@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -78,8 +78,9 @@ def capture(
     The model's weights are never read: a model on the meta device works as any other.
     Raises CaptureError, with the model's own file and line where they are known.
     """
-    kwargs = dict(kwargs or {})
+    kwargs = {} if kwargs is None else kwargs
     _check_arguments(args, kwargs)
+    kwargs = dict(kwargs)
     distinct_args, distinct_kwargs = _distinct((args, kwargs), model)
     notes: list[str] = []
     with without_key_value_cache(model, training, notes), _quiet():
@@ -87,7 +88,9 @@ def capture(
             exported = torch.export.export(model, distinct_args, distinct_kwargs, strict=False)
         except Exception as error:
             raise _explain(error, model) from error
-    return _clean(exported, model, training, notes)
+    leaves = pytree.tree_leaves((distinct_args, distinct_kwargs))
+    wanted = [isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves]
+    return _clean(exported, model, training, wanted, notes)
 
 
 def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -96,7 +99,12 @@ def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             f"args must be a tuple of the model's positional arguments, got {type(args).__name__}; "
             "write args=(ids,) for a single one."
         )
-    for leaf in pytree.tree_leaves((tuple(args), kwargs)):
+    if not isinstance(kwargs, Mapping):
+        raise CaptureError(
+            "kwargs must be a dict of the model's keyword arguments, "
+            f"got {type(kwargs).__name__}; write kwargs={{'labels': labels}}."
+        )
+    for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))):
         if isinstance(leaf, nn.Module):
             raise CaptureError("a module was given among the example arguments; give tensors.")
 
@@ -149,13 +157,14 @@ def _explain(error: Exception, model: nn.Module) -> CaptureError:
     first = text.splitlines()[0] if text else type(error).__name__
     place = cleanup.user_frame(error)
     where = f" at {place}" if place else ""
-    fix = (
-        "Data-dependent control flow and shapes cannot be planned: compute them outside the model."
-    )
     if "not a known type" in text:
         fix = "Register the class with torch.utils._pytree.register_pytree_node, or return tensors."
+    elif "data-dependent" in text or "DataDependent" in type(error).__name__:
+        fix = "Control flow and shapes must not depend on data: use torch.where or masks."
     elif isinstance(error, TypeError):
         fix = "Check that args and kwargs are what the model's forward takes."
+    else:
+        fix = "Run model(*args, **kwargs) once without autoplan: it must work on fake tensors too."
     return CaptureError(f"{type(model).__name__} could not be captured{where}: {first} {fix}")
 
 
@@ -168,7 +177,11 @@ _KINDS: dict[InputKind, Kind] = {
 
 
 def _clean(
-    exported: torch.export.ExportedProgram, model: nn.Module, training: bool, notes: list[str]
+    exported: torch.export.ExportedProgram,
+    model: nn.Module,
+    training: bool,
+    wanted: Sequence[bool],
+    notes: list[str],
 ) -> Captured:
     graph = exported.graph_module.graph
     signature = exported.graph_signature
@@ -187,6 +200,8 @@ def _clean(
     cleanup.inline_regions(graph, exported.graph_module)
     cleanup.drop_asserts(graph)
     aliases = cleanup.share_tied_parameters(graph, model, kinds)
+    cleanup.refuse_dynamic_shapes(graph)
+    cleanup.drop_no_ops(graph, aliases_only=True)
     cleanup.functionalize(graph, kinds)
     cleanup.annotate_paths(graph)
     constants = cleanup.fold_constants(graph)
@@ -201,7 +216,8 @@ def _clean(
     cleanup.drop_unused(graph, kinds, aliases)
     parameters = dict(model.named_parameters())
     frozen = {path for path, value in parameters.items() if not value.requires_grad}
-    cleanup.mark_gradients(graph, kinds, frozen, training)
+    trained = [name for name, position in positions.items() if wanted[position]]
+    cleanup.mark_gradients(graph, kinds, frozen, trained, training)
 
     inputs = tuple(
         GraphInput(

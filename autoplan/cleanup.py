@@ -6,8 +6,10 @@ Every pass edits the graph in place during capture only; afterwards the graph is
 from __future__ import annotations
 
 import operator
+import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +22,19 @@ aten = torch.ops.aten
 _ASSERTS = ("_assert", "sym_constrain", "_guards", "assert_async")
 
 
+_NOT_THE_USERS = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parent),
+    sysconfig.get_path("stdlib"),
+    "<",
+)
+
+
 def user_frame(error: BaseException) -> str | None:
-    """File and line of the innermost frame outside torch, for an error message."""
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if f"{'torch'}/" not in f.filename
-    ]
-    frames = [f for f in frames if "autoplan" not in f.filename and not f.filename.startswith("<")]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+    """File and line of the innermost frame outside torch and autoplan, for an error message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def inline_regions(graph: fx.Graph, module: fx.GraphModule) -> None:
@@ -45,7 +53,9 @@ def inline_regions(graph: fx.Graph, module: fx.GraphModule) -> None:
                     "e.g. model.to(torch.bfloat16)."
                 )
             without_grad, region, operands = False, node.args[4], node.args[5:]
-        body = getattr(module, region.target).graph
+        inner = getattr(module, region.target)
+        inline_regions(inner.graph, inner)
+        body = inner.graph
         with graph.inserting_before(node):
             if without_grad:
                 operands = tuple(_detached(graph, each) for each in operands)
@@ -304,13 +314,45 @@ def _doubled(value: Any) -> Any:
     return value
 
 
-def drop_no_ops(graph: fx.Graph) -> None:
-    """Remove ops that return their input: aliases, casts to the same type, dropout that is off."""
+def refuse_dynamic_shapes(graph: fx.Graph) -> None:
+    """Raise CaptureError at the first op whose shape depends on data."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            sizes = each.shape if isinstance(each, torch.Tensor) else (each,)
+            if any(isinstance(size, py_sym_types) for size in sizes):
+                raise CaptureError(
+                    f"the shape of {node.target} depends on data{_at(node)}; a plan needs fixed "
+                    "shapes: use a mask, torch.where, or compute it outside the model."
+                )
+
+
+def drop_no_ops(graph: fx.Graph, aliases_only: bool = False) -> None:
+    """Remove ops that return their input: aliases, casts to the same type, dropout that is off.
+
+    `aliases_only` keeps `contiguous`, which may copy: before in-place ops are functionalised.
+    """
     for node in list(graph.nodes):
+        if node.op == "call_function" and str(node.target) == "aten.broadcast_tensors.default":
+            _drop_broadcast(graph, node)
+            continue
         if node.op != "call_function" or not _is_no_op(node):
+            continue
+        if aliases_only and str(node.target) == "aten.contiguous.default":
             continue
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
+
+
+def _drop_broadcast(graph: fx.Graph, node: fx.Node) -> None:
+    """`broadcast_tensors` of equal shapes, which losses call first, returns its operands."""
+    operands: Any = node.args[0]
+    if len({tuple(each.meta["val"].shape) for each in operands}) > 1:
+        return
+    for user in list(node.users):
+        user.replace_all_uses_with(operands[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def _is_no_op(node: fx.Node) -> bool:
@@ -402,9 +444,20 @@ def split_fused_projections(graph: fx.Graph) -> None:
             or dim % value.ndim != value.ndim - 1
             or value.shape[-1] != product.meta["val"].shape[-1]
             or value.shape[-1] % split.args[1]
+            or product.kwargs
+            or not _bias_is_a_row(product, value.shape[-1])
         ):
             continue
         _split_projection(graph, split, reshape, product)
+
+
+def _bias_is_a_row(product: fx.Node, width: int) -> bool:
+    """Whether the projection has no bias, or one number a column."""
+    if product.target == aten.addmm.default:
+        bias: Any = product.args[0]
+    else:
+        bias = product.args[2] if len(product.args) > 2 else None
+    return bias is None or tuple(bias.meta["val"].shape) == (width,)
 
 
 def _split_projection(
@@ -474,18 +527,22 @@ def drop_unused(
 
 
 def mark_gradients(
-    graph: fx.Graph, kinds: Mapping[str, tuple[str, str]], frozen: Iterable[str], training: bool
+    graph: fx.Graph,
+    kinds: Mapping[str, tuple[str, str]],
+    frozen: Iterable[str],
+    wanted: Iterable[str],
+    training: bool,
 ) -> None:
-    """Note on every node whether a gradient flows through it, from trainable parameters on."""
-    frozen = set(frozen)
+    """Note on every node whether a gradient flows through it.
+
+    From parameters that are not `frozen`, and from the arguments whose placeholders are `wanted`.
+    """
+    frozen, wanted = set(frozen), set(wanted)
     for node in graph.nodes:
         flows = False
         if training and node.op == "placeholder":
             kind, path = kinds.get(node.name, ("constant", ""))
-            value = node.meta.get("val")
-            flows = (kind == "parameter" and path not in frozen) or (
-                kind == "input" and isinstance(value, torch.Tensor) and value.requires_grad
-            )
+            flows = (kind == "parameter" and path not in frozen) or node.name in wanted
         elif training and node.op == "call_function" and node.target != aten.detach.default:
             flows = any(each.meta.get("requires_grad") for each in node.all_input_nodes)
         value = node.meta.get("val")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from autoplan.errors import HintError, LayoutError
-from autoplan.layouts import Entry, Layout, parse_entry
+from autoplan.layouts import Broadcast, Entry, Layout, Partial, Split, parse_entry
 from autoplan.mesh import Mesh
 
 At = Literal["storage", "use", "value", "op"]
@@ -129,7 +129,7 @@ def _spread(value: Any, mesh: Mesh) -> dict[str, Any]:
     """One entry means every axis; otherwise one entry an axis, in mesh order."""
     if isinstance(value, str) and "|" in value:
         return dict.fromkeys(mesh.axes, value)
-    layout = Layout.parse(value)
+    layout = _read_layout(value)
     if len(layout) == 1:
         return dict.fromkeys(mesh.axes, layout[0])
     if len(layout) != mesh.ndim:
@@ -140,8 +140,17 @@ def _spread(value: Any, mesh: Mesh) -> dict[str, Any]:
     return dict(zip(mesh.axes, layout, strict=True))
 
 
+def _read_layout(value: Any) -> Layout:
+    if not isinstance(value, (str, Sequence, Split, Partial, Broadcast)):
+        raise LayoutError(
+            f"cannot read {value!r} as a layout; write text such as 'S(1)' or '(B, S(0))', a "
+            "Layout, or a dict by axis."
+        )
+    return Layout.parse(value)
+
+
 def _alternatives(text: Any, ndim: int | None) -> Iterable[Entry]:
     parts = text.split("|") if isinstance(text, str) else [text]
     for part in parts:
-        entry = parse_entry(part) if isinstance(part, str) else Layout.parse(part)[0]
+        entry = parse_entry(part) if isinstance(part, str) else _read_layout(part)[0]
         yield Layout((entry,)).resolve(ndim)[0] if ndim is not None else entry

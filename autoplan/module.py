@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documen
 
 from autoplan.annotate import annotate
 from autoplan.capture import Captured, capture
-from autoplan.cost_models import Roofline, load_cluster
+from autoplan.cost_models import Cluster, Roofline, load_profile
 from autoplan.emit import emit
 from autoplan.errors import AutoplanError, ConfigError, InputError
 from autoplan.hints import Hint
@@ -31,8 +31,6 @@ from autoplan.planning import (
     choices_of,
     make_request,
     plan_captured,
-    scheme_hints,
-    user_hints,
 )
 from autoplan.pricing import Pricer
 from autoplan.runtime.batches import Example, microbatches, whole_batch
@@ -145,9 +143,22 @@ class ParallelModule(nn.Module):
             except AutoplanError as error:
                 box = [error]
         dist.broadcast_object_list(box, src=0)
+        failure: AutoplanError | None = None
         if isinstance(box[0], AutoplanError):
-            raise box[0]
-        return planned or follow(captured, decode_plan(box[0], "the plan of rank 0"), request)
+            failure = box[0]
+        elif planned is None:
+            try:
+                planned = follow(captured, decode_plan(box[0], "the plan of rank 0"), request)
+            except AutoplanError as error:
+                failure = error
+        # Nobody goes on alone: a rank that cannot follow stops all of them with its own error.
+        failures: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+        for each in failures:
+            if each is not None:
+                raise each
+        assert planned is not None
+        return planned
 
     # -- placing ----------------------------------------------------------------------------
 
@@ -207,6 +218,16 @@ class ParallelModule(nn.Module):
     def _first(self) -> Entry:
         self._live_executor  # noqa: B018  (raises where there is no plan)
         return next(iter(self._entries.values()))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """Parameters by the original model's paths; InputError before there is a plan."""
+        self._live_executor  # noqa: B018
+        return super().named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The state by the original model's paths; InputError before there is a plan."""
+        self._live_executor  # noqa: B018
+        return super().state_dict(*args, **kwargs)
 
     # -- running ----------------------------------------------------------------------------
 
@@ -405,11 +426,8 @@ def _microbatches(example: Example, count: int) -> list[Example]:
 def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
     """The sites and choices of a given plan; PlanFileError where it does not fit the model."""
     mesh = plan.mesh
-    choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
-    hints = (*user_hints(captured, request, mesh), *scheme_hints(captured, choice), *request.held)
-    annotated = annotate(captured, mesh, RULES, hints, plan.local_inputs)
-    cluster = load_cluster(plan.cluster, mesh.num_devices, default="cpu")
-    pricer = Pricer(mesh, Roofline(cluster, mesh), request.setting)
+    annotated = annotate(captured, mesh, RULES, (), plan.local_inputs, plan.boxed)
+    pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     return Planned(plan, annotated, choices_of(plan, annotated), pricer)
 
 
@@ -522,8 +540,10 @@ def parallelize(
             "training": plan.training,
             "optimizer": plan.optimizer,
             "microbatches": plan.microbatches,
-            "cluster": plan.cluster,
         }
+        if options.get("cluster") is None:
+            profile = load_profile(plan.cluster)
+            options["cluster"] = Cluster(profile, devices, plan.devices_per_node)
     # A group that torchrun prepared is joined before planning: rank 0 plans for all.
     _start_process_group(devices)
     module = ParallelModule(model, make_request(devices, **options), plan, seed)

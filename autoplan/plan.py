@@ -120,6 +120,9 @@ class Plan(msgspec.Struct, frozen=True):
     local_inputs: bool
     whole_outputs: bool
     choices: dict[str, str]
+    boxed: tuple[str, ...]
+    """Graph nodes whose values are boxed for all readers because a hint pinned them."""
+    devices_per_node: int | None
     tensors: tuple[TensorRow, ...]
     operations: tuple[OperationRow, ...]
     collectives: tuple[Collective, ...]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from autoplan import ledger
-from autoplan.annotate import Annotated, Site, annotate, results_of
+from autoplan.annotate import Annotated, Site, annotate, results_of, tensor_of
 from autoplan.capture import Captured, capture
 from autoplan.cost_models import Cluster, Roofline, load_cluster
 from autoplan.errors import ConfigError, HintError, InfeasibleError, PlanFileError
@@ -20,9 +22,9 @@ from autoplan.hints import Hint, HintValue, parse_hints
 from autoplan.layouts import local_shape
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
-from autoplan.plan import FORMAT, Baseline, Certificate, OperationRow, Plan, TensorRow
+from autoplan.plan import FORMAT, Baseline, Certificate, Memory, OperationRow, Plan, TensorRow
 from autoplan.pricing import Pricer, Setting, dtype_name
-from autoplan.solver import Solution, solve
+from autoplan.solver import Problem, Solution, Variable, solve
 from autoplan.strategies import RULES
 from autoplan.strategies.presets import preset_hints
 
@@ -74,6 +76,18 @@ def make_request(
     """Check the arguments of `plan` and `parallelize`; ConfigError names what is wrong."""
     if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
         raise ConfigError(f"microbatches must be a positive whole number, got {microbatches!r}.")
+    if not isinstance(training, bool):
+        raise ConfigError(f"training must be True or False, got {training!r}.")
+    if (
+        isinstance(time_limit_s, bool)
+        or not isinstance(time_limit_s, (int, float))
+        or time_limit_s <= 0
+    ):
+        raise ConfigError(
+            f"time_limit_s must be a positive number of seconds, got {time_limit_s!r}."
+        )
+    if not isinstance(optimizer, str):
+        raise ConfigError(f"optimizer is a name such as 'adamw' or 'none', got {optimizer!r}.")
     meshes = mesh_choices(parallel, preset, devices)
     loaded = load_cluster(cluster, devices, default=_local_profile())
     limit = loaded.memory_bytes if memory is None else read_bytes(memory)
@@ -115,13 +129,16 @@ _UNITS = {
 
 def read_bytes(memory: int | float | str) -> int:
     """Bytes from a number or a text such as "16GB", "80 GiB"."""
+    amount = -1.0
     if isinstance(memory, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", memory.lower())
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", memory.lower())
         if match and match.group(2) in _UNITS:
-            return int(float(match.group(1)) * _UNITS[match.group(2)])
-    elif not isinstance(memory, bool) and isinstance(memory, (int, float)) and memory > 0:
-        return int(memory)
-    raise ConfigError(f"memory is bytes per device, as a number or '16GB', got {memory!r}.")
+            amount = float(match.group(1)) * _UNITS[match.group(2)]
+    elif isinstance(memory, (int, float)) and not isinstance(memory, bool):
+        amount = float(memory)
+    if not 1 <= amount < math.inf:
+        raise ConfigError(f"memory is bytes per device, as a number or '16GB', got {memory!r}.")
+    return int(amount)
 
 
 def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
@@ -134,7 +151,8 @@ def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
         except (HintError, InfeasibleError) as error:
             failure = failure or error
             continue
-        if best is None or planned.plan.step_time_s < best.plan.step_time_s:
+        # Meshes come by number of axes: of equal plans the one with fewer axes stays.
+        if best is None or planned.plan.step_time_s < best.plan.step_time_s * (1 - 1e-9):
             best = planned
     if best is None:
         assert failure is not None
@@ -169,8 +187,6 @@ def user_hints(captured: Captured, request: Request, mesh: Mesh) -> tuple[Hint, 
         module_paths(captured),
         {each.path: len(each.meta.shape) for each in captured.inputs_of("input")},
     )
-    from dataclasses import replace
-
     return tuple(
         replace(hint, pattern=captured.aliases.get(hint.pattern, hint.pattern)) for hint in hints
     )
@@ -195,56 +211,98 @@ def module_paths(captured: Captured) -> list[str]:
 
 def _solve_within_memory(
     annotated: Annotated, pricer: Pricer, request: Request
-) -> tuple[Solution, Any]:
-    """Solve, measure the peak by liveness, and tighten the limit until the peak fits too."""
+) -> tuple[Solution, Memory]:
+    """The fastest choices whose peak, measured by liveness, is within the limit.
+
+    Without a binding limit that is the plain optimum. Otherwise the solver is given limits on the
+    memory that it can sum (stored, gathered, kept for backward), narrowed by bisection between one
+    whose plan's peak is too large and one that is known to fit; the bound is that of the first.
+    """
     classes = repeated_blocks(annotated) if len(annotated.sites) > _FOLD_FROM else None
-    limit = float(request.memory_bytes)
-    for _ in range(6):
-        problem = formulate(annotated, pricer, limit, request.whole_outputs)
-        try:
-            solution = solve(problem, classes, request.time_limit_s)
-        except InfeasibleError as error:
-            raise _too_little_memory(annotated, pricer, request, classes, error) from error
-        memory = ledger.peak_memory(annotated, solution.choices, pricer)
-        if memory.total <= request.memory_bytes:
-            return solution, memory
-        limit -= memory.total - request.memory_bytes
-        if limit <= 0:
-            break
-    raise _too_little_memory(annotated, pricer, request, classes, None)
-
-
-def _too_little_memory(
-    annotated: Annotated,
-    pricer: Pricer,
-    request: Request,
-    classes: Any,
-    error: InfeasibleError | None,
-) -> InfeasibleError:
-    """Say how much memory would do: the peak of the plan that needs least, found by minimising it."""
-    import numpy as np
-
-    from autoplan.solver import Problem, Variable
-
-    problem = formulate(annotated, pricer, None, request.whole_outputs)
-    scale = 1e-12
-    cheapest = [
-        Variable(
-            v.name,
-            np.where(np.isfinite(v.cost), v.memory + scale * v.cost, np.inf),
-            np.zeros_like(v.memory),
-        )
-        for v in problem.variables
-    ]
-    edges = {k: np.where(np.isfinite(m), scale * m, np.inf) for k, m in problem.edges.items()}
+    free = formulate(annotated, pricer, None, request.whole_outputs)
     try:
-        least = solve(Problem(tuple(cheapest), edges), classes, request.time_limit_s)
-    except InfeasibleError:
-        return InfeasibleError(
+        solution = solve(free, classes, request.time_limit_s)
+    except InfeasibleError as error:
+        raise InfeasibleError(
             "the hints leave no plan, whatever the memory: they fix layouts that no strategy of an "
             f"op joins ({error}). Drop or widen one."
+        ) from error
+    memory = ledger.peak_memory(annotated, solution.choices, pricer)
+    if memory.total <= request.memory_bytes:
+        return solution, memory
+    seen = [(solution, memory), *_frugal(annotated, pricer, free, classes, request)]
+    bound = solution.certificate.bound
+    low, high = 0.0, float(request.memory_bytes) * 2
+    limit = float(request.memory_bytes)
+    for _ in range(_MEMORY_ROUNDS):
+        try:
+            solution = solve(replace(free, memory_limit=limit), classes, request.time_limit_s)
+        except InfeasibleError:
+            low, limit = limit, (limit + high) / 2
+            continue
+        memory = ledger.peak_memory(annotated, solution.choices, pricer)
+        seen.append((solution, memory))
+        if limit == request.memory_bytes:
+            bound = max(bound, solution.certificate.bound)
+        if memory.total <= request.memory_bytes:
+            if (
+                solution.certificate.objective <= bound * (1 + 1e-9)
+                or limit == request.memory_bytes
+            ):
+                break
+            low = limit
+            limit = (limit + high) / 2
+        else:
+            high = limit
+            limit = max((low + high) / 2, limit - (memory.total - request.memory_bytes))
+        if high - low < 0.01 * request.memory_bytes:
+            break
+    fitting = [each for each in seen if each[1].total <= request.memory_bytes]
+    if not fitting:
+        least = min((each[1] for each in seen), key=lambda memory: memory.total)
+        raise InfeasibleError(_too_little(least, annotated, request))
+    solution, memory = min(fitting, key=lambda each: each[0].certificate.objective)
+    return _bounded(solution, bound), memory
+
+
+_MEMORY_ROUNDS = 8
+
+
+def _bounded(solution: Solution, bound: float) -> Solution:
+    """The solution with the bound that holds under the memory limit, and its gap to that."""
+    proof = solution.certificate
+    gap = max(0.0, (proof.objective - bound) / proof.objective) if proof.objective else 0.0
+    gap = 0.0 if gap < 1e-9 else gap
+    return replace(solution, certificate=replace(proof, bound=min(bound, proof.objective), gap=gap))
+
+
+def _frugal(
+    annotated: Annotated, pricer: Pricer, free: Problem, classes: Any, request: Request
+) -> Iterator[tuple[Solution, Memory]]:
+    """Plans that need little memory: least by two measures, of which neither is the peak itself."""
+    results = [pricer.output_bytes(site) for site in annotated.sites]
+    fastest = 1e-9
+    for weight in (0.0, 1.0):
+        variables = tuple(
+            Variable(
+                v.name,
+                np.where(np.isfinite(v.cost), v.memory + weight * extra + fastest * v.cost, np.inf),
+                np.zeros_like(v.memory),
+            )
+            for v, extra in zip(free.variables, results, strict=True)
         )
-    memory = ledger.peak_memory(annotated, least.choices, pricer)
+        edges = {k: np.where(np.isfinite(m), fastest * m, np.inf) for k, m in free.edges.items()}
+        try:
+            found = solve(Problem(variables, edges), classes, request.time_limit_s)
+        except InfeasibleError:
+            continue
+        objective = free.objective(found.choices)
+        proof = replace(found.certificate, objective=objective, bound=0.0, gap=1.0)
+        memory = ledger.peak_memory(annotated, found.choices, pricer)
+        yield Solution(found.choices, proof), memory
+
+
+def _too_little(memory: Memory, annotated: Annotated, request: Request) -> str:
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
@@ -253,7 +311,7 @@ def _too_little_memory(
         "activations": memory.activations,
     }
     largest = max(parts, key=lambda name: parts[name])
-    return InfeasibleError(
+    return (
         f"memory of {request.memory_bytes / 1e6:,.1f} MB a device is too small on mesh "
         f"{annotated.mesh}: the least that a plan was found for is {memory.total / 1e6:,.1f} MB, of "
         f"which {largest} take {parts[largest] / 1e6:,.1f} MB. Give more memory or devices, a smaller "
@@ -303,7 +361,7 @@ def describe_plan(
     pricer: Pricer,
     request: Request,
     model: str,
-    memory: Any,
+    memory: Memory,
     baseline: Baseline,
     hints: Sequence[Hint],
 ) -> Plan:
@@ -327,12 +385,18 @@ def describe_plan(
         choices={
             key: str(candidate)
             for key, candidate, site in zip(keys, chosen, annotated.sites, strict=True)
-            if len(site.candidates) > 1 or site.kind == "parameter"
+            if site.kind in ("parameter", "op", "box")
         },
+        boxed=tuple(
+            site.name
+            for site in annotated.sites
+            if site.kind == "box" and site.name in _asked(annotated, hints)
+        ),
         tensors=tuple(_tensors(annotated, solution.choices)),
         operations=tuple(_operations(annotated, solution.choices, pricer, keys)),
         collectives=ledger.collectives(annotated, solution.choices, pricer, request.whole_outputs),
         memory=memory,
+        devices_per_node=request.cluster.devices_per_node,
         step_time_s=certificate.objective,
         certificate=Certificate(
             objective=certificate.objective,
@@ -348,6 +412,13 @@ def describe_plan(
         hints=tuple(dict.fromkeys(hint.origin for hint in hints)),
         notes=tuple(dict.fromkeys((*annotated.captured.notes, *annotated.notes))),
     )
+
+
+def _asked(annotated: Annotated, hints: Sequence[Hint]) -> frozenset[str]:
+    """Names of all boxing sites if some hint pins a value: such sites are there by request."""
+    if not any(hint.at == "value" for hint in hints):
+        return frozenset()
+    return frozenset(site.name for site in annotated.sites if site.kind == "box")
 
 
 def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow]:
@@ -376,7 +447,7 @@ def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow
     for path in module_paths(annotated.captured):
         results = results_of(annotated.captured.graph, path)
         if results and path not in rows:
-            source = annotated.values[results[-1].name, 0]
+            source = annotated.values[tensor_of(results[-1])]
             add(path, "module", source.site, source.output)
     yield from rows.values()
 

@@ -34,6 +34,15 @@ class Setting:
     microbatches: int = 1
 
 
+def whole_nanoseconds(time_s: float) -> float:
+    """`time_s` rounded up to whole nanoseconds.
+
+    No cost model knows less than a nanosecond, and an ILP whose costs span twelve orders of
+    magnitude is numerically hard; what costs anything costs at least one.
+    """
+    return math.ceil(time_s * 1e9) / 1e9
+
+
 def dtype_name(meta: TensorMeta) -> str:
     return str(meta.dtype).removeprefix("torch.")
 
@@ -45,7 +54,7 @@ class Pricer:
         self.mesh = mesh
         self.cost_model = cost_model
         self.setting = setting
-        self.routers = Routers.of(mesh, self._step_price)
+        self.routers = Routers.of(mesh, self._step_price, whole_nanoseconds)
         self._site_costs: dict[Any, tuple[FloatArray, FloatArray]] = {}
         self._edges: dict[Any, FloatArray] = {}
 
@@ -53,7 +62,8 @@ class Pricer:
         if action in COLLECTIVES:
             return self.cost_model.collective_time_s(action, float(size_bytes), axis)
         if action in ("zero_pad", "keep_one"):
-            return self.cost_model.op_time_s(Work("memory", 0.0, float(size_bytes), "float32"))
+            work = Work("memory", 0.0, float(size_bytes), "float32")
+            return self.cost_model.op_time_s(work)
         return 0.0
 
     def runs(self, site: Site) -> int:
@@ -74,7 +84,7 @@ class Pricer:
         forward += self.cost_model.op_time_s(work)
         if grad_work is not None:
             backward += self.cost_model.op_time_s(grad_work)
-        return forward, backward
+        return whole_nanoseconds(forward), whole_nanoseconds(backward)
 
     def _inner_time_s(self, each: InnerCollective) -> float:
         return self.cost_model.collective_time_s(each.kind, float(each.size_bytes), each.axis)
@@ -93,7 +103,8 @@ class Pricer:
         passes = _OPTIMIZER_PASSES.get(self.setting.optimizer, 0.0)
         size = passes * meta.itemsize * math.prod(local_shape(meta.shape, storage, self.mesh))
         empty = self.cost_model.op_time_s(Work("memory", 0.0, 0.0, dtype_name(meta)))
-        return self.cost_model.op_time_s(Work("memory", 0.0, size, dtype_name(meta))) - empty
+        busy = self.cost_model.op_time_s(Work("memory", 0.0, size, dtype_name(meta)))
+        return whole_nanoseconds(busy - empty)
 
     # -- vectors and matrices ---------------------------------------------------------------
 
@@ -166,8 +177,35 @@ class Pricer:
             rows, row_of = _distinct([c.outputs[output] for c in source.candidates])
             columns, column_of = _distinct([c.inputs[position] for c in reader.candidates])
             costs = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
+            if source.parameter_only and source.kind != "constant":
+                costs = np.where(self._grows(rows, columns, meta), np.inf, costs)
             self._edges[key] = runs * costs[np.ix_(row_of, column_of)]
         return self._edges[key]
+
+    def _grows(
+        self, rows: Sequence[Layout], columns: Sequence[Layout], meta: TensorMeta
+    ) -> NDArray[np.bool_]:
+        """Where a conversion makes the local tensor larger: [row, column].
+
+        What the prologue makes is gathered where it is made, so that its memory is counted there.
+        """
+        before = np.array([self.local_bytes(meta, layout) for layout in rows])
+        after = np.array([self.local_bytes(meta, layout) for layout in columns])
+        larger: NDArray[np.bool_] = after[None, :] > before[:, None]
+        return larger
+
+    def output_bytes(self, site: Site) -> FloatArray:
+        """Bytes of a site's results under each candidate: [k]."""
+        return np.array(
+            [
+                sum(
+                    self.local_bytes(meta, layout)
+                    for meta, layout in zip(site.outputs, each.outputs, strict=True)
+                )
+                for each in site.candidates
+            ],
+            dtype=np.float64,
+        )
 
     def output_vector(self, source: Site, output: int, meta: TensorMeta) -> FloatArray:
         """Seconds to bring each candidate's output to every rank whole: [k]."""

@@ -22,6 +22,10 @@ _INFEASIBLE = (
     highspy.HighsModelStatus.kInfeasible,
     highspy.HighsModelStatus.kUnboundedOrInfeasible,
 )
+# HiGHS 1.15.1 can loop for ever in this presolve rule, where no time limit is seen
+# (tests/solver/test_presolve.py); the other rules stay.
+_DOUBLETON_EQUATIONS = 1 << 9
+
 _LEAST_TIME_S = 0.01
 _LEAST_MEMORY_TIME_S = 10.0
 
@@ -180,6 +184,7 @@ def _solver(formulation: Formulation, warm: bool, deadline: float, gap: float) -
         gapAbs=gap * max(constant, 0.0) / formulation.unit_s,
         random_seed=0,
         parallel="off",
+        presolve_rule_off=_DOUBLETON_EQUATIONS,
         primal_feasibility_tolerance=_TOLERANCE,
         dual_feasibility_tolerance=_TOLERANCE,
         mip_feasibility_tolerance=_TOLERANCE,

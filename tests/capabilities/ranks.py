@@ -1,0 +1,166 @@
+"""What the ranks of the capability rows run: a module, and what each of them holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.distributed.tensor import DTensor
+
+import autoplan
+from tests.end_to_end.training import error, own_rows
+from tests.models import Example, Mlp, Product
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one rank saw: its parts of the results of modules, its weights, and the whole result."""
+
+    local: dict[str, tuple[int, ...]]
+    weights: dict[str, tuple[int, ...]]
+    error: float
+    shape: tuple[int, ...]
+    mesh: str
+
+
+def hold(model: nn.Module, example: Example, **options: Any) -> list[Held]:
+    """Run `model` once; one entry for every rank that is present in this process."""
+    args, kwargs = example
+    with torch.no_grad():
+        truth = model(*args, **kwargs)
+        module = autoplan.parallelize(model, args, kwargs, training=False, **options)
+        seen = local_values(module, example)
+        out = module(*args, **kwargs)
+    ranks = len(next(iter(seen.values())))
+    weights = [weight_shapes(module, rank) for rank in range(ranks)]
+    return [
+        Held(
+            {path: tuple(values[rank].shape) for path, values in seen.items()},
+            weights[rank],
+            error(out, truth),
+            tuple(out.shape),
+            str(module.plan.mesh),
+        )
+        for rank in range(ranks)
+    ]
+
+
+def local_values(module: autoplan.ParallelModule, example: Example) -> dict[str, list[Tensor]]:
+    """By module path the last result inside the body, one tensor for each rank present here."""
+    [entry] = module._entries.values()
+    sites = entry.planned.annotated.sites
+    values: dict[str, list[Tensor]] = {}
+
+    def watch(node: fx.Node, results: list[Any]) -> None:
+        at = node.meta.get("site")
+        if at is not None and isinstance(results[0], Tensor):
+            values[sites[at].path] = results
+
+    module._body(entry, module._prologue(entry), example, watch)
+    return values
+
+
+def weight_shapes(module: autoplan.ParallelModule, rank: int) -> dict[str, tuple[int, ...]]:
+    """What the rank stores of every parameter; in simulation by the layout."""
+    mesh = module.plan.mesh
+    shapes = {}
+    for path, parameter in module.named_parameters():
+        if isinstance(parameter, DTensor):
+            shapes[path] = tuple(parameter.to_local().shape)
+        else:
+            layout = module.plan.layout(path)
+            at = mesh.coordinates(rank)
+            shapes[path] = autoplan.layouts.local_shape(tuple(parameter.shape), layout, mesh, at)
+    return shapes
+
+
+# -- the models of the rows, alike on every rank ------------------------------------------------
+
+
+def seeded(build: Any, *args: Any, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return build(*args, **kwargs)
+
+
+def huge_linear(devices: int) -> list[Held]:
+    """Row 1: Linear(2048, 32768), its rows split over the ranks, x whole on each of them."""
+    model = seeded(nn.Sequential, nn.Linear(2048, 32768))
+    x = torch.randn(32, 2048)
+    hints = {"input": "B", "0.weight": "S(0)", "0.bias": "S(0)"}
+    return hold(model, ((x,), {}), devices=devices, hints=hints)
+
+
+WIDE_PINS: dict[str, Any] = {
+    "x": {"data": "S(0)", "tensor": "B"},
+    "fc1.weight": {"data": "B", "tensor": "S(0)"},
+    "fc1.bias": {"data": "B", "tensor": "S(0)"},
+    "fc2.weight": {"data": "B", "tensor": "S(1)"},
+    "fc2": {"data": "S(0)", "tensor": "B"},
+}
+
+
+def wide_mlp(devices: int, **options: Any) -> list[Held]:
+    """Row 2: 1024 -> 16384 -> GELU -> 1024 on data 2 x tensor 2, batch 32."""
+    model = seeded(Mlp, 1024, 16384, dtype=torch.float32)
+    x = torch.randn(32, 1024)
+    return hold(model, ((x,), {}), devices=devices, **options)
+
+
+def product(devices: int, x_layout: str, weight_layout: str) -> list[Held]:
+    """Row 34: x [4, 5] @ w [5, 8]."""
+    model = seeded(Product, 5, 8)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    hints = {"x": x_layout, "weight": weight_layout}
+    return hold(model, ((x,), {}), devices=devices, hints=hints)
+
+
+PRODUCTS = {
+    "data": (("S(0)", "B"), (2, 5), (5, 8), (2, 8)),
+    "model": (("B", "S(1)"), (4, 5), (5, 4), (4, 4)),
+}
+"""Row 34: layouts of x and w, then the local shapes of x, w and the result on 2 ranks."""
+
+
+def accumulated(devices: int, preset: str) -> tuple[float, float]:
+    """Row 13: the loss and the worst gradient of 8 microbatches beside one batch."""
+    model = seeded(Mlp)
+    x, y = torch.randn(2, 32, 12, dtype=torch.float64)
+    loss = model(x, y)
+    loss.backward()
+    truth = {path: parameter.grad for path, parameter in model.named_parameters()}
+    example: Example = ((x, y), {})
+    local = dist.is_initialized()
+    if local:  # the ranks hold their own rows: microbatches are cut from each rank's part
+        example = own_rows(example, dist.get_rank(), dist.get_world_size())
+    module = autoplan.parallelize(
+        seeded(Mlp), *example, devices=devices, preset=preset, microbatches=4 if local else 8,
+        local_inputs=local,
+    )  # fmt: skip
+    result = module.train_step(*example)
+    worst = max(
+        error(p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad, truth[path])
+        for path, p in module.named_parameters()
+        if p.grad is not None
+    )
+    return abs(float(result.loss - loss.detach())), worst
+
+
+def rows_on_two(rank: int) -> dict[str, Any]:
+    """The rows that need two ranks, on real ones."""
+    return {
+        "1": huge_linear(2)[0],
+        **{f"34 {name}": product(2, *layouts)[0] for name, (layouts, *_) in PRODUCTS.items()},
+        "13": accumulated(2, "fsdp"),
+    }
+
+
+def rows_on_four(rank: int) -> dict[str, Any]:
+    """The rows that need four ranks, on real ones."""
+    mesh = {"data": 2, "tensor": 2}
+    return {
+        "2 pins": wide_mlp(4, parallel={"mesh": mesh}, hints=WIDE_PINS)[0],
+        "2 planner": wide_mlp(4, parallel={"data": 2, "tensor": {"size": 2, "mode": "1d"}})[0],
+    }

@@ -1,0 +1,197 @@
+"""`verify` can fail: a corrupted program is found, and the place is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+import autoplan
+from tests.models import Mlp, gpt2, language_batch, vector_batch
+
+
+def megatron() -> tuple[autoplan.ParallelModule, Any]:
+    torch.manual_seed(0)
+    args, kwargs = language_batch(4, 8)
+    model = gpt2(n_layer=2)
+    return autoplan.parallelize(model, args, kwargs, devices=4, preset="megatron"), (args, kwargs)
+
+
+def boxes(module: autoplan.ParallelModule, part: str, text: str) -> list[list[fx.Node]]:
+    """The boxing nodes with this text: one list a place, with every rank's node."""
+    [entry] = module._entries.values()
+    graphs = [getattr(program, part).graph for program in entry.programs]
+    places = zip(*(graph.find_nodes(op="call_method", target="box") for graph in graphs), strict=True)
+    return [list(nodes) for nodes in places if nodes[0].args[2] == text]
+
+
+def rewrite(nodes: list[fx.Node], text: str) -> None:
+    for node in nodes:
+        node.args = (*node.args[:2], text, *node.args[3:])
+
+
+def skip(nodes: list[fx.Node]) -> None:
+    """Readers take what the boxing would have converted."""
+    for node in nodes:
+        node.replace_all_uses_with(node.args[1])
+        graph = node.graph
+        graph.erase_node(node)
+        for each in graph.nodes:  # values may now live longer
+            each.meta.pop("last_uses", None)
+
+
+def recompile(module: autoplan.ParallelModule) -> None:
+    for entry in module._entries.values():
+        for program in entry.programs:
+            for part in (program.prologue, program.body, program.epilogue):
+                part.recompile()
+
+
+def test_a_sound_program_passes() -> None:
+    module, (args, kwargs) = megatron()
+    found = module.verify(args, kwargs)
+    assert found.ok
+    assert bool(found)
+    assert found.first_difference is None
+    assert set(found.gradient_errors) == {path for path, _ in module.named_parameters()}
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert str(found).startswith("equal within")
+
+
+def test_a_dropped_reduction_is_found_where_it_is() -> None:
+    """Without its all-reduce the second block's MLP gives each rank an addend only."""
+    module, (args, kwargs) = megatron()
+    places = [
+        nodes
+        for text in ("P -> B", "P -> B/P")
+        for nodes in boxes(module, "body", text)
+        if "h.1.mlp" in nodes[0].meta["note"] or "h.1.mlp" in str(nodes[0].args[1].meta["note"])
+    ]
+    assert places
+    skip(places[0])
+    recompile(module)
+    found = module.verify(args, kwargs)
+    assert not found.ok
+    assert found.loss_error > 1e-6
+    assert found.first_difference is not None
+    path = found.first_difference.path
+    assert path.startswith(("transformer.h.1", "transformer.ln_f"))
+    assert path in str(found)
+    assert "DIFFERENT" in str(found)
+    assert ".py" in found.first_difference.source
+
+
+def test_a_wrong_dual_shows_in_gradients_alone() -> None:
+    """P -> B/P moves the same value as P -> B; its gradient is summed once too often."""
+    module, (args, kwargs) = megatron()
+    changed = None
+    for text, wrong in (("P -> B", "P -> B/P"), ("P -> B/P", "P -> B")):
+        for nodes in boxes(module, "body", text):
+            if "transformer.h.0" in str(nodes[0].meta["note"]):
+                changed = changed or (rewrite(nodes, wrong), text)
+    assert changed is not None
+    recompile(module)
+    found = module.verify(args, kwargs)
+    assert not found.ok
+    assert found.loss_error < 1e-12
+    assert found.first_difference is None
+    wrong_paths = {path for path, error in found.gradient_errors.items() if error > 1e-6}
+    assert wrong_paths
+    assert not any(path.startswith("transformer.h.1") for path in wrong_paths)
+    assert "worst gradient" in str(found)
+
+
+def test_a_gradient_that_is_not_summed() -> None:
+    """Data parallelism that forgets its all-reduce: every gradient is that of a part of the batch."""
+    torch.manual_seed(0)
+    example = vector_batch()
+    module = autoplan.parallelize(Mlp(), *example, devices=4, preset="ddp")
+    [entry] = module._entries.values()
+    for program in entry.programs:
+        for node in program.prologue.graph.nodes:
+            if node.op == "call_method":
+                node.args = fx.node.map_aggregate(
+                    node.args, lambda each: each.replace("B -> B/P", "B -> B") if isinstance(each, str) else each
+                )
+    recompile(module)
+    found = module.verify(*example)
+    assert not found.ok
+    assert found.loss_error < 1e-12
+    assert min(found.gradient_errors.values()) > 1e-6
+
+
+def wrong_gelu(node: fx.Node) -> None:
+    node.kwargs = {**node.kwargs, "approximate": "none" if node.kwargs.get("approximate") else "tanh"}
+
+
+def wrong_scale(node: fx.Node) -> None:
+    node.args = (*node.args[:4], 2 * (node.args[4] if len(node.args) > 4 else 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("op", "change", "path"),
+    [
+        ("aten.gelu", wrong_gelu, "fc1"),
+        ("aten.layer_norm", wrong_scale, "transformer.h.0.ln_1"),
+    ],
+)
+def test_a_wrong_local_op_is_named(op: str, change: Callable[[fx.Node], None], path: str) -> None:
+    torch.manual_seed(0)
+    if op == "aten.gelu":
+        example = vector_batch()
+        module = autoplan.parallelize(Mlp(), *example, devices=4, preset="megatron")
+        expected = ""  # F.gelu in the model itself
+    else:
+        example = language_batch(4, 8)
+        module = autoplan.parallelize(gpt2(), *example, devices=4, preset="megatron")
+        expected = path
+    [entry] = module._entries.values()
+    for program in entry.programs:
+        nodes = [n for n in program.body.graph.nodes if str(n.target).startswith(op)]
+        change(nodes[0])
+    recompile(module)
+    found = module.verify(*example)
+    assert not found.ok
+    assert found.first_difference is not None
+    assert found.first_difference.path == expected
+    assert op.removeprefix("aten.") in found.first_difference.node
+    assert "models.py" in found.first_difference.source or "modeling_gpt2" in found.first_difference.source
+
+
+def test_dropout_is_not_taken_for_the_difference() -> None:
+    torch.manual_seed(0)
+    example = language_batch(4, 8)
+    module = autoplan.parallelize(gpt2(dropout=0.1), *example, devices=4, preset="megatron")
+    [entry] = module._entries.values()
+    for program in entry.programs:
+        nodes = program.body.graph.nodes
+        wrong_scale([n for n in nodes if str(n.target).startswith("aten.layer_norm")][-1])
+    recompile(module)
+    found = module.verify(*example)
+    assert not found.ok
+    assert found.first_difference is not None
+    assert found.first_difference.path == "transformer.ln_f"
+
+
+def test_gradients_in_flight_are_left_alone() -> None:
+    torch.manual_seed(0)
+    example = vector_batch()
+    module = autoplan.parallelize(Mlp(), *example, devices=4, preset="fsdp")
+    module.train_step(*example)
+    before = {path: parameter.grad.clone() for path, parameter in module.named_parameters()}
+    assert module.verify(*example).ok
+    for path, parameter in module.named_parameters():
+        assert torch.equal(parameter.grad, before[path])
+
+
+def test_a_model_in_float32_is_compared_in_float64() -> None:
+    torch.manual_seed(0)
+    args, kwargs = language_batch(4, 8)
+    module = autoplan.parallelize(gpt2().float(), args, kwargs, devices=4, preset="megatron-sp")
+    found = module.verify(args, kwargs)
+    assert found.ok, str(found)
+    assert max(found.gradient_errors.values()) < 1e-12
+    assert next(module.parameters()).dtype == torch.float32
