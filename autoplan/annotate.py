@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import fx
 
 from autoplan.boxing import layout_entries
@@ -22,75 +20,20 @@ from autoplan.errors import HintError
 from autoplan.hints import Hint
 from autoplan.layouts import B, Layout, P, Split
 from autoplan.mesh import Mesh
+from autoplan.sites import (
+    Annotated,
+    Candidate,
+    Site,
+    SiteKind,
+    Source,
+    describe,
+    node_meta,
+    results_of,
+    tensor_of,
+)
 from autoplan.strategies.notation import Bound
 from autoplan.strategies.random import RANDOM_OPS
-from autoplan.strategies.rule import Arg, OpCall, Rule, Signature, TensorMeta, signatures
-
-SiteKind = Literal["parameter", "input", "buffer", "constant", "op", "box", "output"]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One choice of a site: a layout for every tensor that it reads and writes.
-
-    `labels` name the signature on each axis. `storage` is a parameter's layout between steps, and
-    its output the layout in which the step reads it.
-    """
-
-    labels: tuple[str, ...]
-    inputs: tuple[Layout, ...]
-    outputs: tuple[Layout, ...]
-    storage: Layout | None = None
-
-    def __str__(self) -> str:
-        if self.storage is not None:
-            return f"{self.storage} -> {self.outputs[0]}"
-        return " | ".join(self.labels)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The tensor that a site reads: output `output` of site `site`."""
-
-    site: int
-    output: int = 0
-
-
-@dataclass(frozen=True)
-class Site:
-    """One decision. `name` is the graph node's; a boxing site is named `NODE:OUTPUT`."""
-
-    name: str
-    kind: SiteKind
-    path: str
-    source_line: str
-    inputs: tuple[Source, ...]
-    outputs: tuple[TensorMeta, ...]
-    candidates: tuple[Candidate, ...]
-    call: OpCall | None = None
-    rule: Rule | None = None
-    bound: Bound | None = None
-    parameter_only: bool = False
-    """Depends on parameters (and constants) alone: runs once a step, in the prologue."""
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """The captured graph on a mesh, with every site's candidates, in graph order."""
-
-    captured: Captured
-    mesh: Mesh
-    sites: tuple[Site, ...]
-    values: Mapping[tuple[str, int], Source]
-    """Graph node and output -> the site that readers read (a boxing site where there is one)."""
-    outputs: tuple[Any, ...]
-    """Flat outputs of the model: (Source, meta) for tensors, the value itself otherwise."""
-    loss: int | None
-    """Position of the output that is priced as the loss; None where every output is."""
-    notes: tuple[str, ...] = ()
-
-    def index(self, name: str) -> int:
-        return next(i for i, site in enumerate(self.sites) if site.name == name)
+from autoplan.strategies.rule import OpCall, Rule, Signature, TensorMeta, signatures
 
 
 def annotate(
@@ -339,7 +282,7 @@ class _Annotator:
             if not isinstance(each, fx.Node):
                 outputs.append(each)
                 continue
-            meta = _node_meta(each)
+            meta = node_meta(each)
             outputs.append((self._value(each), meta))
             if loss is None and meta.shape == () and meta.requires_grad:
                 loss = position
@@ -382,59 +325,6 @@ class _Annotator:
         return pinned
 
 
-def results_of(graph: fx.Graph, path: str) -> list[fx.Node]:
-    """The nodes of module `path` whose values leave it: read by another module, or returned."""
-
-    def inside(node: fx.Node) -> bool:
-        at = str(node.meta.get("path", ""))
-        return node.op == "call_function" and (at == path or at.startswith(f"{path}."))
-
-    return [
-        node
-        for node in graph.nodes
-        if inside(node)
-        and isinstance(node.meta.get("val"), torch.Tensor)
-        and any(not inside(user) for user in node.users)
-    ]
-
-
-def tensor_of(node: fx.Node) -> tuple[str, int]:
-    """The node and output that `node` names: a getitem stands for a piece of its parent."""
-    if node.target is not operator.getitem:
-        return node.name, 0
-    parent, output = node.args
-    assert isinstance(parent, fx.Node)
-    assert isinstance(output, int)
-    return parent.name, output
-
-
-def describe(node: fx.Node) -> tuple[OpCall, tuple[fx.Node, ...]]:
-    """The op call of a node, and the nodes of its tensor arguments in order."""
-    operands: list[fx.Node] = []
-
-    def number(each: fx.Node) -> Arg:
-        operands.append(each)
-        return Arg(len(operands) - 1)
-
-    args = fx.node.map_arg(node.args, number)
-    kwargs = fx.node.map_arg(node.kwargs, number)
-    value = node.meta["val"]
-    pieces = value if isinstance(value, (tuple, list)) else (value,)
-    grad = bool(node.meta["requires_grad"])
-    outputs = tuple(_tensor_meta(each, grad) for each in pieces)
-    inputs = tuple(_node_meta(each) for each in operands)
-    return OpCall(str(node.target), tuple(args), dict(kwargs), inputs, outputs), tuple(operands)
-
-
-def _node_meta(node: fx.Node) -> TensorMeta:
-    return _tensor_meta(node.meta["val"], bool(node.meta["requires_grad"]))
-
-
-def _tensor_meta(value: torch.Tensor, requires_grad: bool) -> TensorMeta:
-    floating = value.is_floating_point() or value.is_complex()
-    return TensorMeta(tuple(value.shape), value.dtype, requires_grad and floating)
-
-
 def _num_readers(node: fx.Node, output: int, num_outputs: int) -> int:
     """How many arguments of other nodes read this output; a getitem stands for its own readers."""
     readers = 0
@@ -443,10 +333,16 @@ def _num_readers(node: fx.Node, output: int, num_outputs: int) -> int:
             if user.args[1] == output:
                 readers += _num_readers(user, 0, 1)
         elif num_outputs == 1:
-            seen: list[fx.Node] = []
-            fx.node.map_arg((user.args, user.kwargs), lambda each, seen=seen: seen.append(each))
-            readers += seen.count(node)
+            readers += _occurrences(node, (user.args, user.kwargs))
     return readers
+
+
+def _occurrences(node: fx.Node, tree: Any) -> int:
+    if isinstance(tree, (list, tuple)):
+        return sum(_occurrences(node, each) for each in tree)
+    if isinstance(tree, dict):
+        return sum(_occurrences(node, each) for each in tree.values())
+    return int(tree is node)
 
 
 def _every_part_full(size: int, parts: Sequence[int], even: bool) -> bool:

@@ -126,11 +126,8 @@ def _distinct(tree: Any, model: nn.Module) -> Any:
 @contextlib.contextmanager
 def without_key_value_cache(model: nn.Module, training: bool, notes: list[str]) -> Iterator[None]:
     """A training step has no use for a key-value cache, and its class is not a tree of tensors."""
-    configs = {
-        id(m.config): m.config
-        for m in model.modules()
-        if getattr(getattr(m, "config", None), "use_cache", False)
-    }
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(each): each for each in found if getattr(each, "use_cache", False)}
     if configs:
         notes.append("use_cache=False: a key-value cache is not part of a planned step")
     for config in configs.values():
@@ -222,7 +219,8 @@ def _clean(
     inputs = tuple(
         GraphInput(
             node.name,
-            *kinds.get(node.name, ("constant", node.name)),
+            kind=kinds.get(node.name, ("constant", ""))[0],
+            path=kinds.get(node.name, ("", node.name))[1],
             meta=_meta(node),
             position=positions.get(node.name, -1),
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoplan.annotate import Annotated, Candidate
 from autoplan.boxing import Router
 from autoplan.buckets import Conversion, Routers
 from autoplan.layouts import Layout
+from autoplan.sites import Annotated, Candidate
 from autoplan.strategies.rule import TensorMeta
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from autoplan.annotate import Annotated, Candidate, Site, Source
 from autoplan.boxing import Move
 from autoplan.buckets import Conversion, Routers, cut_buckets
 from autoplan.conversions import convert, prologue_conversions
@@ -16,6 +15,7 @@ from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.pricing import local_context
 from autoplan.runtime.program import Constant, OutputSpec, Program, TensorSpec
+from autoplan.sites import Annotated, Candidate, Site, Source
 from autoplan.strategies.random import is_random
 from autoplan.strategies.rule import Arg, TensorMeta
 
@@ -105,7 +105,8 @@ class _Emitter:
     # -- inputs and outputs -----------------------------------------------------------------
 
     def _prologue_inputs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        parameters, state = [], []
+        parameters: list[TensorSpec] = []
+        state: list[TensorSpec] = []
         for at, site in enumerate(self.annotated.sites):
             if site.kind not in ("parameter", "buffer", "constant"):
                 continue
@@ -274,7 +275,7 @@ class _Emitter:
                 values[number] = self._move(self.prologue, values[number], *moves[0])
                 continue
             steps = [m.bind(e.meta.shape, self.mesh, self.coordinates) for e, m in moves]
-            boxed = self.prologue.comm.box_many(
+            boxed: Any = self.prologue.comm.box_many(
                 [values[number] for number, _ in bucket],
                 [f"{step.source} -> {step.target}" for step in steps],
                 axis=steps[0].axis,

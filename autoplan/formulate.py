@@ -6,8 +6,8 @@ import re
 from collections.abc import Hashable
 from typing import Any
 
-from autoplan.annotate import Annotated, Site, Source
 from autoplan.pricing import Pricer, saved_tensors
+from autoplan.sites import Annotated, Site, Source
 from autoplan.solver import Problem, ProblemBuilder
 
 _SMALLEST_BLOCK = 8

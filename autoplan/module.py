@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import copy
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,28 +11,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
-from autoplan.annotate import annotate
 from autoplan.capture import Captured, capture
-from autoplan.cost_models import Cluster, Roofline, load_profile
+from autoplan.cost_models import Cluster, load_profile
 from autoplan.emit import emit
 from autoplan.errors import AutoplanError, ConfigError, InputError
 from autoplan.hints import Hint
+from autoplan.launch import (
+    distributed,
+    make_executor,
+    meta_copy,
+    same_everywhere,
+    start_process_group,
+    world_size,
+)
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.plan import Plan, decode_plan, encode_plan
-from autoplan.planning import (
-    Planned,
-    Request,
-    choices_of,
-    make_request,
-    plan_captured,
-)
-from autoplan.pricing import Pricer
-from autoplan.runtime.batches import Example, microbatches, whole_batch
-from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
+from autoplan.planning import Planned, follow, plan_captured
+from autoplan.request import Request, make_request
+from autoplan.runtime.batches import Example, whole_batch
+from autoplan.runtime.batches import microbatches as cut_microbatches
+from autoplan.runtime.executor import Executor
 from autoplan.runtime.program import Constant, Program
-from autoplan.strategies import RULES
 from autoplan.verify import Check, verify
 
 
@@ -75,7 +72,9 @@ class ParallelModule(nn.Module):
         self._model_name = type(model).__name__
         # The model is kept twice outside of nn.Module's registry: its structure on the meta device,
         # to be captured for every form of arguments, and, until they are placed, its weights.
-        object.__setattr__(self, "_structure", _meta_copy(model))
+        self._structure: nn.Module
+        self._weights: nn.Module | None
+        object.__setattr__(self, "_structure", meta_copy(model))
         object.__setattr__(self, "_weights", model)
         self._storage: dict[str, Layout] = {}
         self._buffer_paths: dict[str, str] = {}
@@ -89,7 +88,7 @@ class ParallelModule(nn.Module):
         if self._request.local_inputs:
             self._check_local_inputs()
             example = whole_batch(example, self._request.devices)
-        self._entry(microbatches(example, self._request.setting.microbatches)[0])
+        self._entry(cut_microbatches(example, self._request.setting.microbatches)[0])
 
     def _entry(self, example: Example) -> Entry:
         leaves, spec = pytree.tree_flatten(example)
@@ -99,7 +98,7 @@ class ParallelModule(nn.Module):
         return self._entries[key]
 
     def _make_entry(self, example: Example) -> Entry:
-        structure: nn.Module = self._structure
+        structure = self._structure
         structure.train(self.training)
         captured = capture(structure, *example, training=self._request.setting.training)
         planned = self._agree_on_plan(captured)
@@ -165,7 +164,8 @@ class ParallelModule(nn.Module):
     def _place(self, planned: Planned, captured: Captured) -> None:
         """Create the executor, and the parameters in their storage layouts."""
         mesh = planned.plan.mesh
-        model: nn.Module = self._weights
+        model = self._weights
+        assert model is not None
         executor = make_executor(mesh, model, self._seed)
         self._executor = executor
         stored = {
@@ -179,12 +179,12 @@ class ParallelModule(nn.Module):
             if id(parameter) not in placed:
                 layout = stored.get(path) or whole
                 self._storage[path] = layout
-                value = _same_everywhere(parameter.detach(), executor)
+                value = same_everywhere(parameter.detach(), executor)
                 placed[id(parameter)] = executor.parameter(value, layout, parameter.requires_grad)
             self._register(path, placed[id(parameter)])
         persistent = set(model.state_dict(keep_vars=True))
         for path, buffer in model.named_buffers(remove_duplicate=False):
-            value = _same_everywhere(buffer.detach(), executor).to(executor.device, copy=True)
+            value = same_everywhere(buffer.detach(), executor).to(executor.device, copy=True)
             self._register(path, value, persistent=path in persistent)
         object.__setattr__(self, "_weights", None)
 
@@ -246,7 +246,7 @@ class ParallelModule(nn.Module):
         return self._entry(whole_batch(example, self._request.devices))
 
     def _check_local_inputs(self) -> None:
-        if not _distributed():
+        if not distributed():
             raise InputError(
                 "local_inputs=True needs real ranks, each with its own part of the batch; run under "
                 "torchrun, or give the whole batch to a simulated module."
@@ -306,7 +306,7 @@ class ParallelModule(nn.Module):
         count = self._request.setting.microbatches if microbatches is None else microbatches
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"microbatches must be a positive whole number, got {count!r}.")
-        parts = _microbatches((tuple(args), dict(kwargs or {})), count)
+        parts = cut_microbatches((tuple(args), dict(kwargs or {})), count)
         entries = [self._entry_for_call(part) for part in parts]
         entry = entries[0]
         if entry.programs[0].loss is None:
@@ -419,18 +419,6 @@ class ParallelModule(nn.Module):
                     value.copy_(state[path])
 
 
-def _microbatches(example: Example, count: int) -> list[Example]:
-    return microbatches(example, count)
-
-
-def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
-    """The sites and choices of a given plan; PlanFileError where it does not fit the model."""
-    mesh = plan.mesh
-    annotated = annotate(captured, mesh, RULES, (), plan.local_inputs, plan.boxed)
-    pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
-    return Planned(plan, annotated, choices_of(plan, annotated), pricer)
-
-
 def _pins(mesh: Mesh, layout: Layout) -> dict[str, frozenset[Any]]:
     return {axis: frozenset({entry}) for axis, entry in zip(mesh.axes, layout, strict=True)}
 
@@ -449,72 +437,6 @@ def _form(leaf: Any) -> Any:
     return type(leaf), leaf
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
-    """The model's structure without its weights; ties between parameters are kept."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
-        )
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _same_everywhere(value: Tensor, executor: Executor) -> Tensor:
-    """Rank 0's value, as data parallelism expects: ranks may have initialised differently."""
-    if value.is_meta:
-        # A model without weights: NaN until load_full_state_dict, so that use before it shows.
-        fill = float("nan") if value.is_floating_point() else 0
-        return torch.full(value.shape, fill, dtype=value.dtype, device=executor.device)
-    if isinstance(executor, DistributedExecutor) and dist.get_world_size() > 1:
-        value = value.to(executor.device, copy=True).contiguous()
-        dist.broadcast(value, src=0)
-    return value
-
-
-def make_executor(mesh: Mesh, model: nn.Module, seed: int) -> Executor:
-    """Real ranks under torchrun (or an initialised process group), simulated ones otherwise."""
-    first = next((p for p in (*model.parameters(), *model.buffers()) if not p.is_meta), None)
-    if _start_process_group(mesh.num_devices):
-        if dist.get_world_size() != mesh.num_devices:
-            raise ConfigError(
-                f"the plan is for {mesh.num_devices} devices, torchrun started "
-                f"{dist.get_world_size()} processes; start as many as devices."
-            )
-        if "nccl" in dist.get_backend():
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
-            torch.cuda.set_device(device)
-        else:
-            device = torch.device("cpu")
-        return DistributedExecutor(mesh, device, seed)
-    return SimulatedExecutor(mesh, first.device if first is not None else torch.device("cpu"), seed)
-
-
-def _start_process_group(devices: int) -> bool:
-    """Join the group that torchrun prepared, if nobody has yet; False where there is none."""
-    if not dist.is_available():
-        return False
-    if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
-            return False
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
-        atexit.register(_leave_process_group)
-    return dist.get_world_size() > 1
-
-
-def _leave_process_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def parallelize(
     model: nn.Module,
     args: tuple[Any, ...] | None = None,
@@ -528,7 +450,7 @@ def parallelize(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"parallelize takes an nn.Module, got {type(model).__name__}.")
     if devices is None:
-        devices = plan.mesh.num_devices if plan is not None else _world_size()
+        devices = plan.mesh.num_devices if plan is not None else world_size()
     if plan is not None and plan.mesh.num_devices != devices:
         raise ConfigError(
             f"the plan is for {plan.mesh.num_devices} devices, got devices={devices}; leave one out."
@@ -545,17 +467,8 @@ def parallelize(
             profile = load_profile(plan.cluster)
             options["cluster"] = Cluster(profile, devices, plan.devices_per_node)
     # A group that torchrun prepared is joined before planning: rank 0 plans for all.
-    _start_process_group(devices)
+    start_process_group(devices)
     module = ParallelModule(model, make_request(devices, **options), plan, seed)
     if args is not None or kwargs is not None:
         module.prepare(tuple(args or ()), kwargs or {})
     return module
-
-
-def _world_size() -> int:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size()
-    size = os.environ.get("WORLD_SIZE")
-    if size is None:
-        raise ConfigError("say for how many devices: parallelize(model, devices=4).")
-    return int(size)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoplan.annotate import Annotated, Candidate, Site
 from autoplan.boxing import COLLECTIVES, Router
 from autoplan.buckets import Routers
 from autoplan.cost_models import CostModel, ParameterBytes, Work
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.mesh import Mesh
+from autoplan.sites import Annotated, Candidate, Site
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.rule import InnerCollective, OpCall, Rule, TensorMeta
 

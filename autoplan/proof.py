@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # public use in torch.export's own docs
 
-from autoplan.annotate import Annotated, annotate
+from autoplan.annotate import annotate
 from autoplan.boxing import Router, Step
 from autoplan.buckets import Routers
 from autoplan.capture import Captured, capture
@@ -24,6 +24,7 @@ from autoplan.layouts import B, Layout
 from autoplan.mesh import Mesh
 from autoplan.runtime.program import OutputSpec
 from autoplan.runtime.simulation import Simulator, Values
+from autoplan.sites import Annotated
 from autoplan.strategies import RULES
 from autoplan.strategies.rule import Rule
 

@@ -107,11 +107,11 @@ def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: fl
     model = materialize(module._structure, state, executor.device)
     model.train(module.training)
     step = module._steps
-    moved = pytree.tree_map(
+    moved: Example = pytree.tree_map(
         lambda x: x.to(executor.device) if isinstance(x, Tensor) else x, whole_example
     )
     with without_key_value_cache(model, True, []):
-        truth = pytree.tree_leaves(run_reference(model, *moved, module._seed, step))
+        truth = pytree.tree_leaves(run_reference(model, moved[0], moved[1], module._seed, step))
     _backward(truth, programs[0].loss)
 
     # The emitted program, on all ranks.
@@ -221,7 +221,8 @@ def _whole_example(module: ParallelModule, example: Example) -> Example:
         torch.distributed.all_gather(parts, leaf.detach().to(device).contiguous())
         return torch.cat(parts)
 
-    return pytree.tree_map(gather, example)
+    whole: Example = pytree.tree_map(gather, example)
+    return whole
 
 
 def _backward(outputs: Sequence[Any], loss: int | None) -> None:
@@ -282,7 +283,7 @@ def _summed(
     values: list[Any], layout: Layout, executor: SimulatedExecutor, shape: tuple[int, ...]
 ) -> Tensor:
     """The logical value of shards with addends along some axes."""
-    total = values[0].new_zeros(shape)
+    total: Tensor = values[0].new_zeros(shape)
     mesh = executor.mesh
     for rank, value in enumerate(values):
         coordinates = mesh.coordinates(rank)

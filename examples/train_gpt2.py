@@ -63,7 +63,7 @@ def train(arguments: argparse.Namespace) -> list[float]:
         )
         if not quiet and arguments.report:
             print(model.report(), flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     losses = []
     for step in range(arguments.steps):
         start = time.perf_counter()

@@ -158,22 +158,22 @@ class DistributedExecutor(Executor):
         return _interpret(module, [self.comm, *inputs], watch)
 
     def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
-        assert isinstance(parameter, DTensor)
-        return parameter.detach().full_tensor()
+        value = parameter.detach()
+        assert isinstance(value, DTensor)
+        whole: Tensor = value.full_tensor()
+        return whole
 
 
 def _interpret(module: fx.GraphModule, inputs: Sequence[Any], watch: Watch) -> list[Any]:
     """Run a module node by node, showing each value to `watch`."""
-    interpreter = fx.Interpreter(module, garbage_collect_values=False)
-    run_node = interpreter.run_node
 
-    def run_and_show(node: fx.Node) -> Any:
-        result = run_node(node)
-        watch(node, [result])
-        return result
+    class Shown(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            watch(n, [result])
+            return result
 
-    interpreter.run_node = run_and_show  # type: ignore[method-assign]
-    return list(interpreter.run(*inputs))
+    return list(Shown(module).run(*inputs))
 
 
 class SimulatedExecutor(Executor):

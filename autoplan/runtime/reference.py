@@ -19,7 +19,7 @@ from autoplan.runtime.random import dropout_mask
 _LOW = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class _InDouble(TorchDispatchMode):
+class _InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Casts to lower precision become casts to float64: a `.float()` in the model would round."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,5 +120,5 @@ def run_reference(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, step: int
 ) -> Any:
     """The model's outputs, in float64 throughout, with keyed dropout."""
-    with KeyedDropout(seed, step), _InDouble():
+    with KeyedDropout(seed, step), _InDouble():  # type: ignore[no-untyped-call]
         return model(*args, **kwargs)

@@ -87,7 +87,7 @@ def seeded(build: Any, *args: Any, **kwargs: Any) -> Any:
 
 def huge_linear(devices: int) -> list[Held]:
     """Row 1: Linear(2048, 32768), its rows split over the ranks, x whole on each of them."""
-    model = seeded(nn.Sequential, nn.Linear(2048, 32768))
+    model = nn.Sequential(seeded(nn.Linear, 2048, 32768))
     x = torch.randn(32, 2048)
     hints = {"input": "B", "0.weight": "S(0)", "0.bias": "S(0)"}
     return hold(model, ((x,), {}), devices=devices, hints=hints)
@@ -109,19 +109,24 @@ def wide_mlp(devices: int, **options: Any) -> list[Held]:
     return hold(model, ((x,), {}), devices=devices, **options)
 
 
-def product(devices: int, x_layout: str, weight_layout: str) -> list[Held]:
-    """Row 34: x [4, 5] @ w [5, 8]."""
-    model = seeded(Product, 5, 8)
-    x = torch.randn(4, 5, dtype=torch.float64)
-    hints = {"x": x_layout, "weight": weight_layout}
-    return hold(model, ((x,), {}), devices=devices, hints=hints)
-
-
-PRODUCTS = {
-    "data": (("S(0)", "B"), (2, 5), (5, 8), (2, 8)),
-    "model": (("B", "S(1)"), (4, 5), (5, 4), (4, 4)),
+PRODUCTS: dict[str, tuple[dict[str, str], dict[str, tuple[int, ...]]]] = {
+    "data": (
+        {"input": "S(0)", "0.weight": "B", "0": "S(0)"},
+        {"input": (2, 5), "0.weight": (5, 8), "0": (2, 8)},
+    ),
+    "model": (
+        {"input": "B", "0.weight": "S(1)", "0": "S(1)"},
+        {"input": (4, 5), "0.weight": (5, 4), "0": (4, 4)},
+    ),
 }
-"""Row 34: layouts of x and w, then the local shapes of x, w and the result on 2 ranks."""
+"""Row 34: layouts of x, of w and of the result, and what each of 2 ranks then holds of them."""
+
+
+def product(devices: int, way: str) -> list[Held]:
+    """Row 34: x [4, 5] @ w [5, 8]."""
+    model = nn.Sequential(seeded(Product, 5, 8))
+    x = torch.randn(4, 5, dtype=torch.float64)
+    return hold(model, ((x,), {}), devices=devices, hints=PRODUCTS[way][0])
 
 
 def accumulated(devices: int, preset: str) -> tuple[float, float]:
@@ -152,7 +157,7 @@ def rows_on_two(rank: int) -> dict[str, Any]:
     """The rows that need two ranks, on real ones."""
     return {
         "1": huge_linear(2)[0],
-        **{f"34 {name}": product(2, *layouts)[0] for name, (layouts, *_) in PRODUCTS.items()},
+        **{f"34 {way}": product(2, way)[0] for way in PRODUCTS},
         "13": accumulated(2, "fsdp"),
     }
 

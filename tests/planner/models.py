@@ -118,9 +118,7 @@ def run_captured(captured: Captured, model: nn.Module, *args: Any, **kwargs: Any
     return pytree.tree_unflatten(list(results), captured.out_spec)
 
 
-def captured_and_equal(
-    model: nn.Module, *args: Any, atol: float = 1e-6, **kwargs: Any
-) -> Captured:
+def captured_and_equal(model: nn.Module, *args: Any, atol: float = 1e-6, **kwargs: Any) -> Captured:
     """Capture, and check that the graph computes what the model computes, gradients included."""
     captured = capture(model, args, kwargs)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from autoplan.annotate import Annotated, Site, annotate
+from autoplan.annotate import annotate
 from autoplan.capture import capture
 from autoplan.cost_models import Roofline, load_cluster
 from autoplan.errors import HintError
@@ -18,6 +18,7 @@ from autoplan.hints import Hint
 from autoplan.layouts import BP, B, Split, local_shape
 from autoplan.mesh import Mesh
 from autoplan.pricing import Pricer, Setting
+from autoplan.sites import Annotated, Site
 from autoplan.strategies import RULES
 from tests.planner.models import MLP, Fn, gpt2, llama, token_ids
 
@@ -152,7 +153,9 @@ def test_hints_prune_storage_use_and_values(graphs: dict[str, Any]) -> None:
 def test_a_hint_that_nothing_satisfies(graphs: dict[str, Any]) -> None:
     never = {"x": frozenset({Split(5)})}
     with pytest.raises(HintError, match="pin me"):
-        annotate(graphs["mlp"], Mesh.of(x=2), RULES, (Hint("up.weight", "storage", never, "pin me"),))
+        annotate(
+            graphs["mlp"], Mesh.of(x=2), RULES, (Hint("up.weight", "storage", never, "pin me"),)
+        )
     soft = Hint("up.weight", "storage", never, "pin me", required=False)
     annotated = annotate(graphs["mlp"], Mesh.of(x=2), RULES, (soft,))
     assert annotated.notes == ("pin me does not fit 'up.weight' and is not applied there",)

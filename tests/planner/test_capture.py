@@ -635,7 +635,9 @@ class Chosen(WriteToView):
         (Branch, "the branch"),
         (Number, "the number"),
         pytest.param(
-            Chosen, "the choice", marks=pytest.mark.xfail(reason="bug 7: a shape that depends on data")
+            Chosen,
+            "the choice",
+            marks=pytest.mark.xfail(reason="bug 7: a shape that depends on data"),
         ),
     ],
 )

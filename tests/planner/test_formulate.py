@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from autoplan.annotate import Annotated, annotate
+from autoplan.annotate import annotate
 from autoplan.capture import capture
 from autoplan.cost_models import Roofline, load_cluster
 from autoplan.formulate import formulate, priced_outputs, repeated_blocks
 from autoplan.layouts import B, Layout
 from autoplan.mesh import Mesh
 from autoplan.pricing import Pricer, Setting
+from autoplan.sites import Annotated
 from autoplan.solver import Problem, Solution, fold, solve, solve_ilp
 from autoplan.strategies import RULES
 from tests.planner.models import Residual, gpt2, token_ids
@@ -137,9 +138,7 @@ def price(annotated: Annotated, choices: Any, pricer: Pricer, whole_outputs: boo
     chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
 
     def boxing_s(source: Layout, target: Layout, meta: Any) -> float:
-        path = pricer.router.path(
-            source, target, meta.shape, meta.itemsize, meta.requires_grad
-        )
+        path = pricer.router.path(source, target, meta.shape, meta.itemsize, meta.requires_grad)
         assert not path or (path[0].source, path[-1].target) == (source, target)
         total = 0.0
         for move in path:

@@ -10,7 +10,13 @@ from autoplan.layouts import BP, B, Layout, S
 from autoplan.plan import Plan
 from tests.planner.models import llama_8b
 
-COLUMN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+COLUMN = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+)
 ROW = ("self_attn.o_proj", "mlp.down_proj")
 
 

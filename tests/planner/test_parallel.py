@@ -105,9 +105,7 @@ def test_the_free_search_takes_the_best_mesh() -> None:
     times = []
     for choice in mesh_choices(None, None, 4):
         sizes = dict(zip(choice.mesh.axes, choice.mesh.sizes, strict=True))
-        plan = autoplan.plan(
-            model, (x,), devices=4, cluster="cpu", parallel={"mesh": sizes}
-        )
+        plan = autoplan.plan(model, (x,), devices=4, cluster="cpu", parallel={"mesh": sizes})
         times.append(plan.step_time_s)
     assert len(times) == 2
     assert math.isclose(free.step_time_s, min(times), rel_tol=1e-9)

@@ -1,0 +1,100 @@
+"""Constants: what depends on no input, parameter or buffer is computed at capture."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import py_sym_types
+
+aten = torch.ops.aten
+
+
+def fold_constants(graph: fx.Graph) -> dict[str, torch.Tensor]:
+    """Compute what depends on no input, parameter or buffer; keep the results as placeholders.
+
+    Dimensions along which a result only repeats are stored once and expanded.
+    """
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and _is_constant(node, values):
+            values[node] = _evaluate(node, values)
+    constants: dict[str, torch.Tensor] = {}
+    first = next(iter(graph.nodes))
+    for node, value in values.items():
+        if all(user in values for user in node.users):
+            continue
+        if not isinstance(value, torch.Tensor):
+            node.replace_all_uses_with(value)
+            continue
+        narrow = _without_repetition(value)
+        with graph.inserting_before(first):
+            stored = graph.placeholder(f"constant_{node.name}")
+        constants[stored.name] = narrow.contiguous()
+        stored.meta["val"] = _like(node.meta["val"], narrow)
+        stored.meta["path"], stored.meta["source"] = node.meta["path"], node.meta["source"]
+        with graph.inserting_before(node):
+            whole = stored
+            if narrow.shape != value.shape:
+                whole = graph.call_function(aten.expand.default, (stored, list(value.shape)))
+                whole.meta.update(node.meta)
+        node.replace_all_uses_with(whole)
+    for node in reversed(list(values)):
+        if not node.users:
+            graph.erase_node(node)
+    return constants
+
+
+def _like(fake: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+
+def _is_constant(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+            return False
+    elif target is not operator.getitem:
+        return False
+    value = node.meta.get("val")
+    if isinstance(value, py_sym_types):
+        return False
+    return all(each in values for each in node.all_input_nodes)
+
+
+def _evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """The node's value on the CPU; pointwise ops compute repeated dimensions once."""
+
+    def value_of(each: fx.Node) -> Any:
+        return values[each]
+
+    args = fx.node.map_arg(node.args, value_of)
+    kwargs = dict(fx.node.map_arg(node.kwargs, value_of))
+    if kwargs.get("device") is not None:
+        kwargs["device"] = torch.device("cpu")
+    assert callable(node.target)
+    pointwise = isinstance(node.target, torch._ops.OpOverload) and (
+        torch.Tag.pointwise in node.target.tags or "to.dtype" in str(node.target)
+    )
+    if pointwise:
+        shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
+        whole = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        args = tuple(_without_repetition(a) if isinstance(a, torch.Tensor) else a for a in args)
+        return node.target(*args, **kwargs).expand(whole)
+    result = node.target(*args, **kwargs)
+    if isinstance(result, torch.Tensor) and result.numel() < 1 << 22:
+        result = _without_repetition(result, compare=True).expand(result.shape)
+    return result
+
+
+def _without_repetition(value: torch.Tensor, compare: bool = False) -> torch.Tensor:
+    """Narrow dimensions of stride zero, or (`compare`) of equal contents, to size one."""
+    for dim, size in enumerate(value.shape):
+        if size > 1:
+            one = value.narrow(dim, 0, 1)
+            if value.stride(dim) == 0 or (compare and bool((value == one).all())):
+                value = one
+    return value

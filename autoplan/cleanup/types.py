@@ -1,0 +1,67 @@
+"""Precision and gradients: what every value is computed in, and whether one flows back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def compute_in_double(graph: fx.Graph) -> None:
+    """Let every floating tensor be float64: casts to lower precision become casts to float64.
+
+    A float64 model means float64; that some of its code says `.float()` is no wish for rounding.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args = tuple(torch.float64 if _is_low(a) else a for a in node.args)
+            node.kwargs = {k: torch.float64 if _is_low(a) else a for k, a in node.kwargs.items()}
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            node.meta["val"] = type(value)(_doubled(each) for each in value)
+        elif isinstance(value, torch.Tensor):
+            node.meta["val"] = _doubled(value)
+
+
+def _is_low(argument: Any) -> bool:
+    return isinstance(argument, torch.dtype) and argument in _FLOATS
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype in _FLOATS:
+        return torch.empty(value.shape, dtype=torch.float64, device="meta")
+    return value
+
+
+def mark_gradients(
+    graph: fx.Graph,
+    kinds: Mapping[str, tuple[str, str]],
+    frozen: Iterable[str],
+    wanted: Iterable[str],
+    training: bool,
+) -> None:
+    """Note on every node whether a gradient flows through it.
+
+    From parameters that are not `frozen`, and from the arguments whose placeholders are `wanted`.
+    """
+    frozen, wanted = set(frozen), set(wanted)
+    for node in graph.nodes:
+        flows = False
+        if training and node.op == "placeholder":
+            kind, path = kinds.get(node.name, ("constant", ""))
+            flows = (kind == "parameter" and path not in frozen) or node.name in wanted
+        elif training and node.op == "call_function" and node.target != aten.detach.default:
+            flows = any(each.meta.get("requires_grad") for each in node.all_input_nodes)
+        value = node.meta.get("val")
+        first = value[0] if isinstance(value, (tuple, list)) and value else value
+        floating = isinstance(first, torch.Tensor) and (
+            first.is_floating_point() or first.is_complex()
+        )
+        node.meta["requires_grad"] = flows and floating

@@ -1,0 +1,92 @@
+"""Where a parallel module runs: processes that torchrun started, or ranks simulated here."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from autoplan.errors import ConfigError
+from autoplan.mesh import Mesh
+from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """The model's structure without its weights; ties between parameters are kept."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def same_everywhere(value: Tensor, executor: Executor) -> Tensor:
+    """Rank 0's value, as data parallelism expects: ranks may have initialised differently."""
+    if value.is_meta:
+        # A model without weights: NaN until load_full_state_dict, so that use before it shows.
+        fill = float("nan") if value.is_floating_point() else 0
+        return torch.full(value.shape, fill, dtype=value.dtype, device=executor.device)
+    if isinstance(executor, DistributedExecutor) and dist.get_world_size() > 1:
+        value = value.to(executor.device, copy=True).contiguous()
+        dist.broadcast(value, src=0)
+    return value
+
+
+def make_executor(mesh: Mesh, model: nn.Module, seed: int) -> Executor:
+    """Real ranks under torchrun (or an initialised process group), simulated ones otherwise."""
+    first = next((p for p in (*model.parameters(), *model.buffers()) if not p.is_meta), None)
+    if start_process_group(mesh.num_devices):
+        if dist.get_world_size() != mesh.num_devices:
+            raise ConfigError(
+                f"the plan is for {mesh.num_devices} devices, torchrun started "
+                f"{dist.get_world_size()} processes; start as many as devices."
+            )
+        if "nccl" in dist.get_backend():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+            torch.cuda.set_device(device)
+        else:
+            device = torch.device("cpu")
+        return DistributedExecutor(mesh, device, seed)
+    return SimulatedExecutor(mesh, first.device if first is not None else torch.device("cpu"), seed)
+
+
+def start_process_group(devices: int) -> bool:
+    """Join the group that torchrun prepared, if nobody has yet; False where there is none."""
+    if not dist.is_available():
+        return False
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+            return False
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
+        atexit.register(_leave_process_group)
+    return dist.get_world_size() > 1
+
+
+def _leave_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    size = os.environ.get("WORLD_SIZE")
+    if size is None:
+        raise ConfigError("say for how many devices: parallelize(model, devices=4).")
+    return int(size)

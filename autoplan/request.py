@@ -1,0 +1,116 @@
+"""The request: every argument of `plan` and `parallelize` but the model, checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from autoplan.cost_models import Cluster, load_cluster
+from autoplan.errors import ConfigError
+from autoplan.hints import Hint, HintValue
+from autoplan.parallel import MeshChoice, mesh_choices
+from autoplan.pricing import Setting
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything but the model that a plan depends on."""
+
+    devices: int
+    cluster: Cluster
+    meshes: tuple[MeshChoice, ...]
+    hints: Mapping[str, HintValue]
+    memory_bytes: int
+    setting: Setting
+    time_limit_s: float = 60.0
+    local_inputs: bool = False
+    whole_outputs: bool = False
+    held: tuple[Hint, ...] = ()
+    """Layouts of parameters that exist already, when another form of arguments is planned."""
+
+
+def make_request(
+    devices: int,
+    cluster: str | Cluster | None = None,
+    parallel: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    hints: Mapping[str, HintValue] | None = None,
+    memory: int | float | str | None = None,
+    training: bool = True,
+    optimizer: str = "adamw",
+    microbatches: int = 1,
+    time_limit_s: float = 60.0,
+    local_inputs: bool = False,
+    whole_outputs: bool = False,
+) -> Request:
+    """Check the arguments of `plan` and `parallelize`; ConfigError names what is wrong."""
+    if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
+        raise ConfigError(f"microbatches must be a positive whole number, got {microbatches!r}.")
+    if not isinstance(training, bool):
+        raise ConfigError(f"training must be True or False, got {training!r}.")
+    if (
+        isinstance(time_limit_s, bool)
+        or not isinstance(time_limit_s, (int, float))
+        or time_limit_s <= 0
+    ):
+        raise ConfigError(
+            f"time_limit_s must be a positive number of seconds, got {time_limit_s!r}."
+        )
+    if not isinstance(optimizer, str):
+        raise ConfigError(f"optimizer is a name such as 'adamw' or 'none', got {optimizer!r}.")
+    meshes = mesh_choices(parallel, preset, devices)
+    loaded = load_cluster(cluster, devices, default=_local_profile())
+    limit = loaded.memory_bytes if memory is None else read_bytes(memory)
+    return Request(
+        devices,
+        loaded,
+        meshes,
+        dict(hints or {}),
+        int(limit),
+        Setting(training, optimizer, microbatches),
+        time_limit_s,
+        local_inputs,
+        whole_outputs,
+    )
+
+
+def _local_profile() -> str:
+    """The profile of this machine's device: by CUDA name where one is known, else the CPU's."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name().lower()
+        for known in ("h200", "h100", "b200", "a100", "v100", "mi300x"):
+            if known in name:
+                return known
+        return "a100"
+    return "cpu"
+
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+}
+
+
+def read_bytes(memory: int | float | str) -> int:
+    """Bytes from a number or a text such as "16GB", "80 GiB"."""
+    amount = -1.0
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", memory.lower())
+        if match and match.group(2) in _UNITS:
+            amount = float(match.group(1)) * _UNITS[match.group(2)]
+    elif isinstance(memory, (int, float)) and not isinstance(memory, bool):
+        amount = float(memory)
+    if not 1 <= amount < math.inf:
+        raise ConfigError(f"memory is bytes per device, as a number or '16GB', got {memory!r}.")
+    return int(amount)
