@@ -166,7 +166,7 @@ class _Annotator:
     def _cuts_cleanly(
         self, per_axis: tuple[Signature, ...], call: OpCall, bound: Bound | None
     ) -> bool:
-        """No rank may get an empty shard, and merged dimensions must cut where their factor does."""
+        """No rank gets an empty shard, and merged dimensions cut where their factor does."""
         for index in {each.label for each in per_axis}:
             if bound is None or index not in bound.sizes:
                 continue
@@ -305,8 +305,9 @@ class _Annotator:
             return before
         if not kept:
             raise HintError(
-                f"hint {hint} leaves {path!r} no layout on mesh {self.mesh}: every rank must hold a "
-                "part of each split dimension, and other hints may already fix it. Drop or widen it."
+                f"hint {hint} leaves {path!r} no layout on mesh {self.mesh}: every rank must hold "
+                "a part of each split dimension, and other hints may already fix it. Drop or "
+                "widen it."
             )
         return self._kept.setdefault((id(before), tuple(map(id, kept))), tuple(kept))
 
@@ -375,7 +376,7 @@ def _only_splits(hint: Hint) -> bool:
 
 
 def _unsplittable(hint: Hint, mesh: Mesh, path: str, meta: TensorMeta) -> str:
-    """Why an argument cannot lie as it must: its batch is too small, or leaves ranks without rows."""
+    """Why an argument cannot lie as it must: its batch leaves ranks without rows."""
     rows = meta.shape[0] if meta.shape else 1
     ranks = math.prod(mesh.size(axis) for axis in hint.allowed)
     axes = " x ".join(f"{axis} {mesh.size(axis)}" for axis in hint.allowed)

@@ -1,4 +1,4 @@
-"""The errors that autoplan raises: each names what the user wrote, what was expected, and the fix."""
+"""Errors of autoplan: each names what the user wrote, what was expected, and the fix."""
 
 from __future__ import annotations
 

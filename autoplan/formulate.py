@@ -1,4 +1,4 @@
-"""Formulate: the annotated graph becomes a pairwise cost problem, and its repeats become classes."""
+"""Formulate: the annotated graph becomes a pairwise cost problem, its repeats classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoplan.sites import Annotated, Site, Source
 from autoplan.solver import Problem, ProblemBuilder
 
 _SMALLEST_BLOCK = 8
-"""Sites below which a repeated module is no block: `nn.Sequential` layers may choose differently."""
+"""Sites below which a repeated module is no block: layers in a row may choose differently."""
 
 
 def formulate(

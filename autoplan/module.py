@@ -1,4 +1,4 @@
-"""The parallel module: a planned model that trains like the original, on real or simulated ranks."""
+"""The parallel module: a planned model that trains as the original does."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class ParallelModule(nn.Module):
         return Entry(planned, captured, programs)
 
     def _agree_on_plan(self, captured: Captured) -> Planned:
-        """Plan once, on rank 0, and let every rank follow: a time limit may cut ranks differently."""
+        """Plan on rank 0 alone, and let all follow: a time limit may cut ranks differently."""
         plan = self._given_plan if not self._entries else None
         request = self._request
         if self._entries:
@@ -196,8 +196,8 @@ class ParallelModule(nn.Module):
             if parent not in owner._modules:
                 if hasattr(owner, parent):
                     raise ConfigError(
-                        f"the model's submodule {parent!r} has the name of an attribute of a parallel "
-                        "module; rename it in the model."
+                        f"the model's submodule {parent!r} has the name of an attribute of a "
+                        "parallel module; rename it in the model."
                     )
                 owner.add_module(parent, nn.Module())
             owner = owner._modules[parent]  # type: ignore[assignment]
@@ -248,8 +248,8 @@ class ParallelModule(nn.Module):
     def _check_local_inputs(self) -> None:
         if not distributed():
             raise InputError(
-                "local_inputs=True needs real ranks, each with its own part of the batch; run under "
-                "torchrun, or give the whole batch to a simulated module."
+                "local_inputs=True needs real ranks, each with its own part of the batch; run "
+                "under torchrun, or give the whole batch to a simulated module."
             )
 
     def _prologue(self, entry: Entry) -> list[Any]:
@@ -431,8 +431,8 @@ def _form(leaf: Any) -> Any:
         hash(leaf)
     except TypeError:
         raise InputError(
-            f"an argument of type {type(leaf).__name__} cannot be planned for; pass tensors, numbers, "
-            "texts, or containers of them."
+            f"an argument of type {type(leaf).__name__} cannot be planned for; pass tensors, "
+            "numbers, texts, or containers of them."
         ) from None
     return type(leaf), leaf
 
@@ -453,7 +453,8 @@ def parallelize(
         devices = plan.mesh.num_devices if plan is not None else world_size()
     if plan is not None and plan.mesh.num_devices != devices:
         raise ConfigError(
-            f"the plan is for {plan.mesh.num_devices} devices, got devices={devices}; leave one out."
+            f"the plan is for {plan.mesh.num_devices} devices, got devices={devices}; "
+            "leave one of them out."
         )
     if plan is not None:
         options |= {

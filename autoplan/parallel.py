@@ -17,7 +17,7 @@ _TENSOR_MODES = ("1d", "free")
 
 @dataclass(frozen=True)
 class MeshChoice:
-    """A mesh, and the scheme that each of its axes is bound to (a name in `presets`); none: free."""
+    """A mesh, and the scheme (a name in `presets`) that an axis is bound to; others are free."""
 
     mesh: Mesh
     schemes: Mapping[str, str] = field(default_factory=dict)
@@ -66,8 +66,8 @@ def _named_mesh(parallel: Mapping[str, Any], preset: str | None, devices: int) -
     sizes = parallel["mesh"]
     if len(parallel) > 1 or not isinstance(sizes, Mapping):
         raise ConfigError(
-            "parallel=dict(mesh=...) names every axis itself, e.g. dict(mesh=dict(outer=2, inner=4)), "
-            f"and goes with no other key; got {dict(parallel)!r}."
+            "parallel=dict(mesh=...) names every axis itself, e.g. dict(mesh=dict(outer=2, "
+            f"inner=4)), and goes with no other key; got {dict(parallel)!r}."
         )
     sizes = {name: _size(size, f"mesh axis {name!r}") for name, size in sizes.items()}
     _check_product(sizes, devices)

@@ -15,8 +15,8 @@ def peak_memory(annotated: Annotated, choices: Sequence[int], pricer: Pricer) ->
     """Bytes alive at the peak of a training step, by liveness over forward and backward.
 
     Time runs 0 .. n-1 forward and n .. 2n-1 backward, in reverse. A tensor lives from its op to its
-    last reader, or to the backward of the last reader that keeps it; a gradient from the backward of
-    its last reader to that of its producer. Views live in their base. Parameters, gradients,
+    last reader, or to the backward of the last reader that keeps it; a gradient from the backward
+    of its last reader to that of its producer. Views live in their base. Parameters, gradients,
     optimizer state, and what the prologue gathers live all along.
     """
     return _Liveness(annotated, choices, pricer).peak()

@@ -167,6 +167,12 @@ class Plan(msgspec.Struct, frozen=True):
 
         return report(self)
 
+    def explain(self, path: str) -> str:
+        """What was chosen for a parameter, argument or module, what it costs, what it moves."""
+        from autoplan.report import explain
+
+        return explain(self, path)
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON text, one line a field."""
         text = msgspec.json.format(msgspec.json.encode(self), indent=1)

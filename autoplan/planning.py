@@ -30,7 +30,7 @@ from autoplan.within_memory import repeated_classes, solve_within_memory
 
 @dataclass(frozen=True)
 class Planned:
-    """A solved problem with what emission needs: the sites, their choices, and the paths' prices."""
+    """A solved problem with what emission needs: sites, choices, and prices of paths."""
 
     plan: Plan
     annotated: Annotated
@@ -39,7 +39,7 @@ class Planned:
 
 
 def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
-    """The best plan over the request's meshes; raises HintError or InfeasibleError if none works."""
+    """The best plan over the request's meshes; HintError or InfeasibleError if none works."""
     best: Planned | None = None
     failure: HintError | InfeasibleError | None = None
     for choice in request.meshes:

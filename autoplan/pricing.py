@@ -48,7 +48,7 @@ def dtype_name(meta: TensorMeta) -> str:
 
 
 class Pricer:
-    """Prices of one mesh under one cost model and setting; memoised by what the price depends on."""
+    """Prices of one mesh under one cost model and setting, memoised."""
 
     def __init__(self, mesh: Mesh, cost_model: CostModel, setting: Setting) -> None:
         self.mesh = mesh

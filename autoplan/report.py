@@ -32,6 +32,40 @@ def report(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
+def explain(plan: Plan, path: str) -> str:
+    """One tensor's layout, and the strategies and collectives of the ops under its path.
+
+    Raises LayoutError, with the nearest path, for one that the plan does not know.
+    """
+    row = plan.tensor(path)
+    lines = [
+        f"{path} ({row.kind}, {row.dtype}{list(row.shape)})",
+        f"  layout {row.layout} on mesh {plan.mesh}: {list(row.local_shape)} on each rank at most",
+    ]
+    if row.use and row.use != row.layout:
+        lines.append(f"  a step reads it as {row.use}, boxed once in the prologue")
+    owner = path.rpartition(".")[0] if row.kind == "parameter" else path
+    operations = [each for each in plan.operations if _under(each.path, owner)]
+    if operations:
+        lines.append(f"  ops of {owner or 'the model'} (strategy: the index split on each axis)")
+    for each in operations:
+        times = f"{seconds(each.forward_s)} forward, {seconds(each.backward_s)} backward"
+        lines.append(f"    {each.key}: {each.choice} -> {each.layout}, {times}")
+    moved = [each for each in plan.collectives if _under(each.path, owner)]
+    total = sum(each.time_s for each in moved)
+    lines.append(f"  collectives: {seconds(total)} a step" if moved else "  collectives: none")
+    for one in moved:
+        lines.append(
+            f"    {one.count} x {one.kind} of {size(one.bytes)} on {one.axis}, {one.phase} "
+            f"{one.direction}, at {one.path}: {seconds(one.time_s)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _under(path: str, owner: str) -> bool:
+    return not owner or path == owner or path.startswith(f"{owner}.")
+
+
 def seconds(value: float) -> str:
     """A time with a unit that leaves few digits."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
@@ -56,7 +90,7 @@ def _head(console: Console, plan: Plan) -> None:
     devices = plan.mesh.num_devices
     mode = "training" if plan.training else "inference"
     console.print(
-        f"plan of {plan.model} for {devices} device{'s' if devices != 1 else ''} ({plan.cluster}), {mode}",
+        f"plan of {plan.model} for {devices} device{'s' * (devices != 1)} ({plan.cluster}), {mode}",
         markup=False,
         highlight=False,
     )

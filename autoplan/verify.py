@@ -1,4 +1,4 @@
-"""Verify: the emitted program against the original model, in float64, outputs and every gradient."""
+"""Verify: the emitted program against the original model, in float64, gradients too."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Check:
 
 
 def relative_error(value: Tensor | None, truth: Tensor | None) -> float:
-    """Largest difference over the largest magnitude of `truth`; a missing tensor counts as zeros."""
+    """Largest difference over the largest magnitude of `truth`; a missing tensor is zeros."""
     if value is None and truth is None:
         return 0.0
     if truth is None:

@@ -130,7 +130,7 @@ def _too_little(memory: Memory, annotated: Annotated, request: Request) -> str:
     largest = max(parts, key=lambda name: parts[name])
     return (
         f"memory of {request.memory_bytes / 1e6:,.1f} MB a device is too small on mesh "
-        f"{annotated.mesh}: the least that a plan was found for is {memory.total / 1e6:,.1f} MB, of "
-        f"which {largest} take {parts[largest] / 1e6:,.1f} MB. Give more memory or devices, a smaller "
-        "batch, or more microbatches."
+        f"{annotated.mesh}: the least that a plan was found for is {memory.total / 1e6:,.1f} MB, "
+        f"of which {largest} take {parts[largest] / 1e6:,.1f} MB. Give more memory or devices, a "
+        "smaller batch, or more microbatches."
     )

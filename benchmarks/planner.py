@@ -119,8 +119,8 @@ def main() -> None:
         )
     console = Console(width=160)
     console.print(
-        f"Llama-3-8B shape, {arguments.layers} layers, {arguments.batch} x {arguments.tokens} tokens, "
-        "bf16, training on H100; 'solve, all' contains fold and reduce"
+        f"Llama-3-8B shape, {arguments.layers} layers, {arguments.batch} x {arguments.tokens} "
+        "tokens, bf16, training on H100; 'solve, all' contains fold and reduce"
     )
     console.print(table)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,8 +1,8 @@
 """Train GPT-2 on a text file, on as many devices as torchrun starts.
 
-    torchrun --nproc-per-node 4 examples/train_gpt2.py          # 4 processes: CPU (gloo) or CUDA (NCCL)
-    python examples/train_gpt2.py --devices 4                   # 4 devices simulated in one process
-    python examples/train_gpt2.py --one-device                  # the plain model, for comparison
+    torchrun --nproc-per-node 4 examples/train_gpt2.py    # 4 processes: gloo on CPU, NCCL on CUDA
+    python examples/train_gpt2.py --devices 4             # 4 devices simulated in one process
+    python examples/train_gpt2.py --one-device            # the plain model, for comparison
 
 Only the two lines marked (autoplan) differ from a script for one device.
 """

@@ -56,7 +56,7 @@ def fsdp(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
 
 
 def tensor_1d(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
-    """Every product with a weight is split over the weight's rows or columns, attention over heads."""
+    """Products with a weight split over its rows or columns, attention over heads."""
     origin = "tensor mode '1d'"
     for each in captured.inputs_of("input"):
         yield Hint(each.path, "value", {axis: _WHOLE}, origin)

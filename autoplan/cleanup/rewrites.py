@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def use_causal_flag(graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> None:
-    """A constant lower-triangular attention mask becomes `is_causal=True`: fewer bytes, same result."""
+    """A constant lower-triangular attention mask becomes `is_causal=True`: fewer bytes."""
     for node in graph.find_nodes(
         op="call_function", target=aten.scaled_dot_product_attention.default
     ):

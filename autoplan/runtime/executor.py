@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,6 +91,11 @@ def placements(layout: Layout) -> tuple[Placement, ...]:
     return tuple(Shard(e.dim) if isinstance(e, Split) else Replicate() for e in layout)
 
 
+def _quiet_redistribution(record: logging.LogRecord) -> bool:
+    """Gradient norms and whole parameters on two axes take one collective an axis; no news."""
+    return "While redistributing from" not in record.getMessage()
+
+
 class DistributedExecutor(Executor):
     """One real rank of a torch.distributed job: gloo on CPU, NCCL on CUDA."""
 
@@ -99,6 +105,9 @@ class DistributedExecutor(Executor):
         self.mesh, self.device = mesh, device
         sizes = mesh.sizes or (1,)
         names = mesh.axes or ("devices",)
+        # The logger of torch's private module, as of torch 2.11; a missing one does no harm.
+        redistribution = logging.getLogger("torch.distributed.tensor._redistribute")
+        redistribution.addFilter(_quiet_redistribution)
         self.device_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
         self.rank = torch.distributed.get_rank()
         groups = {axis: self.device_mesh.get_group(axis) for axis in mesh.axes}

@@ -1,4 +1,4 @@
-"""The original model on one device, made comparable: in float64, with the plan-independent dropout."""
+"""The original model on one device, made comparable: in float64, with keyed dropout."""
 
 from __future__ import annotations
 

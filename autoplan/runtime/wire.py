@@ -14,7 +14,7 @@ from autoplan.layouts import Split, chunk_range
 
 
 def pack(name: str, x: Tensor, step: Step, parts: int) -> Tensor:
-    """The operand of collective `name` for `x`: [1, k] to gather or reduce, [parts, k] to scatter."""
+    """The operand of collective `name`: [1, k] to gather or reduce, [parts, k] to scatter."""
     if name == "all_reduce":
         return x.reshape(1, -1)
     if name == "all_gather":

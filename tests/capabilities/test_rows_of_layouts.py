@@ -86,6 +86,8 @@ def test_row_02_mlp_in_two_dimensions_by_the_planner() -> None:
     assert plan.tensor("fc1").local_shape == (16, 8192)
     assert plan.tensor("fc2").local_shape == (16, 1024)
     free = planned({"data": 2, "tensor": {"size": 2, "mode": "free"}})
+    assert free.tensor("fc1").local_shape == (16, 8192)
+    assert free.tensor("fc2").local_shape == (16, 1024)
     assert free.step_time_s <= plan.step_time_s * (1 + 1e-9)
 
 
@@ -154,7 +156,9 @@ def test_row_03_axes_of_size_1_collapse_in_hints_too(layout: Any) -> None:
 def test_row_04_the_report_gives_both_shapes_of_any_tensor() -> None:
     args, kwargs = language_batch()
     plan = autoplan.plan(
-        *(gpt2(), args, kwargs), devices=4, parallel={"data": 2, "tensor": {"size": 2, "mode": "1d"}}
+        *(gpt2(), args, kwargs),
+        devices=4,
+        parallel={"data": 2, "tensor": {"size": 2, "mode": "1d"}},
     )
     lines = plan.report().splitlines()
     kinds = set()
@@ -278,4 +282,8 @@ def test_row_36_everything_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {p.device.type for p in module.parameters()} == {"cpu"}
     assert module.verify(args, kwargs).ok
     for profile in ("h100", "a100", "mi300x"):  # planned for elsewhere, run here
-        assert autoplan.parallelize(gpt2(), args, kwargs, devices=4, cluster=profile).verify(args, kwargs).ok
+        assert (
+            autoplan.parallelize(gpt2(), args, kwargs, devices=4, cluster=profile)
+            .verify(args, kwargs)
+            .ok
+        )

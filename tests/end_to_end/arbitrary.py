@@ -16,7 +16,7 @@ from autoplan.solver import Certificate, Problem, Solution
 
 @contextmanager
 def any_choice(seed: int) -> Iterator[None]:
-    """Plans made inside take a random finite choice for every site."""
+    """Plans made inside take a random choice of finite cost for every site."""
 
     def solve(problem: Problem, classes: Any = None, time_limit_s: float = 0.0) -> Solution:
         choices = _draw(problem, random.Random(seed))
@@ -29,19 +29,28 @@ def any_choice(seed: int) -> Iterator[None]:
 
 
 def _draw(problem: Problem, draw: random.Random) -> tuple[int, ...]:
-    """Variables in order, each among what its neighbours before it leave."""
-    earlier: list[list[tuple[int, Any]]] = [[] for _ in problem.variables]
+    """Variables in random order; what a choice forbids is struck out before the next is drawn."""
+    joined: list[list[tuple[int, Any]]] = [[] for _ in problem.variables]
     for (u, v), matrix in problem.edges.items():
-        earlier[v].append((u, matrix))
-    for _ in range(200):
-        choices: list[int] = []
-        for at, variable in enumerate(problem.variables):
-            allowed = np.isfinite(variable.cost)
-            for u, matrix in earlier[at]:
-                allowed = allowed & np.isfinite(matrix[choices[u]])
-            if not allowed.any():
-                break
-            choices.append(draw.choice(np.flatnonzero(allowed).tolist()))
-        if len(choices) == len(problem.variables):
-            return tuple(choices)
-    raise RuntimeError("no allowed choice was met in 200 draws.")
+        joined[u].append((v, np.isfinite(matrix)))
+        joined[v].append((u, np.isfinite(matrix).T))
+    left = [np.isfinite(variable.cost) for variable in problem.variables]
+    _strike_out(left, joined, list(range(len(left))))
+    for at in draw.sample(range(len(left)), len(left)):
+        chosen = draw.choice(np.flatnonzero(left[at]).tolist())
+        left[at] = np.arange(left[at].size) == chosen
+        _strike_out(left, joined, [at])
+    return tuple(int(np.flatnonzero(each)[0]) for each in left)
+
+
+def _strike_out(left: list[Any], joined: list[list[tuple[int, Any]]], changed: list[int]) -> None:
+    """Keep only what some choice left at every neighbour allows (arc consistency)."""
+    while changed:
+        at = changed.pop()
+        for other, allowed in joined[at]:
+            kept = left[other] & allowed[left[at]].any(axis=0)
+            if not kept.any():
+                raise RuntimeError("the draw met a dead end; take another seed.")
+            if (kept != left[other]).any():
+                left[other] = kept
+                changed.append(other)

@@ -29,7 +29,11 @@ MODELS: dict[str, Callable[[], tuple[torch.nn.Module, Example]]] = {
         language_batch(4, 7),
     ),
 }
-MESHES: dict[str, dict[str, int]] = {"3": {"a": 3}, "2 x 2": {"a": 2, "b": 2}, "2 x 3": {"a": 2, "b": 3}}
+MESHES: dict[str, dict[str, int]] = {
+    "3": {"a": 3},
+    "2 x 2": {"a": 2, "b": 2},
+    "2 x 3": {"a": 2, "b": 3},
+}
 
 
 def check(model: str, mesh: str, seed: int, microbatches: int) -> None:
@@ -59,7 +63,8 @@ def check(model: str, mesh: str, seed: int, microbatches: int) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    ("mesh", "seed", "microbatches"), [("3", 0, 1), ("2 x 2", 1, 2), ("2 x 2", 2, 1), ("2 x 3", 3, 1)]
+    ("mesh", "seed", "microbatches"),
+    [("3", 0, 1), ("2 x 2", 1, 2), ("2 x 2", 2, 1), ("2 x 3", 3, 1)],
 )
 def test_any_choice_computes_what_the_model_computes(
     model: str, mesh: str, seed: int, microbatches: int

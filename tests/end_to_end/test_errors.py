@@ -149,8 +149,12 @@ def test_args_that_are_no_tuple_are_named_with_the_fix() -> None:
 def test_a_misspelt_pattern_suggests_a_pattern() -> None:
     args, kwargs = language_batch()
     model = gpt2(n_layer=2)
-    with pytest.raises(HintError, match=r"did you mean 'transformer\.h\.\*\.mlp\.c_fc\.weight'\? 2 match"):
-        autoplan.plan(model, args, kwargs, devices=2, hints={"transformer.h.*.mlp.fc.weight": "S(1)"})
+    with pytest.raises(
+        HintError, match=r"did you mean 'transformer\.h\.\*\.mlp\.c_fc\.weight'\? 2 match"
+    ):
+        autoplan.plan(
+            model, args, kwargs, devices=2, hints={"transformer.h.*.mlp.fc.weight": "S(1)"}
+        )
 
 
 @pytest.mark.parametrize("rows", [2, 6])

@@ -209,7 +209,12 @@ def test_planned_for_inference_it_still_answers() -> None:
 def test_a_given_plan_is_followed() -> None:
     args, kwargs = language_batch(8, 8)
     plan = autoplan.plan(
-        seeded(gpt2), args, kwargs, devices=4, preset="megatron-sp", hints={"lm_head.weight": "S(1)"}
+        seeded(gpt2),
+        args,
+        kwargs,
+        devices=4,
+        preset="megatron-sp",
+        hints={"lm_head.weight": "S(1)"},
     )
     module = autoplan.parallelize(seeded(gpt2), args, kwargs, plan=plan)
     assert module.plan == plan

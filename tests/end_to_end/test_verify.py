@@ -24,7 +24,9 @@ def boxes(module: autoplan.ParallelModule, part: str, text: str) -> list[list[fx
     """The boxing nodes with this text: one list a place, with every rank's node."""
     [entry] = module._entries.values()
     graphs = [getattr(program, part).graph for program in entry.programs]
-    places = zip(*(graph.find_nodes(op="call_method", target="box") for graph in graphs), strict=True)
+    places = zip(
+        *(graph.find_nodes(op="call_method", target="box") for graph in graphs), strict=True
+    )
     return [list(nodes) for nodes in places if nodes[0].args[2] == text]
 
 
@@ -114,7 +116,10 @@ def test_a_gradient_that_is_not_summed() -> None:
         for node in program.prologue.graph.nodes:
             if node.op == "call_method":
                 node.args = fx.node.map_aggregate(
-                    node.args, lambda each: each.replace("B -> B/P", "B -> B") if isinstance(each, str) else each
+                    node.args,
+                    lambda each: (
+                        each.replace("B -> B/P", "B -> B") if isinstance(each, str) else each
+                    ),
                 )
     recompile(module)
     found = module.verify(*example)
@@ -124,7 +129,10 @@ def test_a_gradient_that_is_not_summed() -> None:
 
 
 def wrong_gelu(node: fx.Node) -> None:
-    node.kwargs = {**node.kwargs, "approximate": "none" if node.kwargs.get("approximate") else "tanh"}
+    node.kwargs = {
+        **node.kwargs,
+        "approximate": "none" if node.kwargs.get("approximate") else "tanh",
+    }
 
 
 def wrong_scale(node: fx.Node) -> None:
@@ -158,7 +166,10 @@ def test_a_wrong_local_op_is_named(op: str, change: Callable[[fx.Node], None], p
     assert found.first_difference is not None
     assert found.first_difference.path == expected
     assert op.removeprefix("aten.") in found.first_difference.node
-    assert "models.py" in found.first_difference.source or "modeling_gpt2" in found.first_difference.source
+    assert (
+        "models.py" in found.first_difference.source
+        or "modeling_gpt2" in found.first_difference.source
+    )
 
 
 def test_dropout_is_not_taken_for_the_difference() -> None:

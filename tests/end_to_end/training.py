@@ -25,6 +25,8 @@ from tests.models import MODELS, Example, loss_of
 STEPS = 3
 LEARNING_RATE = 1e-2
 
+ROUND_TRIPS = ("fsdp", "megatron")
+
 Traffic = dict[tuple[str, int, str], int]
 """(kind, bytes, axis) -> how many."""
 
@@ -269,9 +271,7 @@ def checkpointed(rank: int, ranks: int, folder: str) -> dict[str, float]:
     args, kwargs = batch_of(case)
 
     def start(seed: int) -> tuple[autoplan.ParallelModule, torch.optim.Optimizer]:
-        module = autoplan.parallelize(
-            build(case, seed), args, kwargs, devices=ranks, preset="fsdp"
-        )
+        module = autoplan.parallelize(build(case, seed), args, kwargs, devices=ranks, preset="fsdp")
         return module, make_optimizer("adamw", module.parameters())
 
     def step(module: autoplan.ParallelModule, optimizer: torch.optim.Optimizer) -> None:
@@ -329,7 +329,7 @@ def everything(rank: int, cases: list[Case], folder: str) -> dict[str, Any]:
             results[str(case)] = train(rank, ranks, case)
         except autoplan.AutoplanError as failure:  # alike on all ranks
             results[str(case)] = f"{type(failure).__name__}: {failure}"
-    for preset in ("ddp", "fsdp", "megatron"):
+    for preset in ROUND_TRIPS:
         results[f"round trip {preset}"] = round_trip(rank, ranks, preset)
     results["checkpoint"] = checkpointed(rank, ranks, folder)
     results["wrong number"] = wrong_number(rank, ranks)
