@@ -157,7 +157,10 @@ def _explain(error: Exception, model: nn.Module) -> CaptureError:
     if "not a known type" in text:
         fix = "Register the class with torch.utils._pytree.register_pytree_node, or return tensors."
     elif "data-dependent" in text or "DataDependent" in type(error).__name__:
-        fix = "Control flow and shapes must not depend on data: use torch.where or masks."
+        fix = (
+            "Control flow and shapes must not depend on data: use torch.where or masks, or "
+            "compute them outside the model."
+        )
     elif isinstance(error, TypeError):
         fix = "Check that args and kwargs are what the model's forward takes."
     else:

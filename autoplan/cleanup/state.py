@@ -56,7 +56,7 @@ def functionalize(graph: fx.Graph, kinds: Mapping[str, tuple[str, str]]) -> None
                 f"in-place {node.target} on a view cannot be captured{at(node)}; "
                 f"write the out-of-place form."
             )
-        if written.op == "placeholder":
+        if written.op == "placeholder" and packet != "detach_":
             if kinds.get(written.name, ("", ""))[0] == "buffer":
                 raise CaptureError(
                     f"buffer {kinds[written.name][1]!r} is changed in place{at(node)}; models with "

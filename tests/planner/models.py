@@ -66,24 +66,29 @@ class Residual(nn.Module):
 def gpt2(**changes: Any) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    small = dict(n_layer=2, n_embd=64, n_head=4, vocab_size=101, n_positions=32)
-    small |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
-    small |= dict(bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM")
+    small = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 101, "n_positions": 32}
+    small |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    small |= {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
     return GPT2LMHeadModel(GPT2Config(**(small | changes)))
 
 
 def llama(**changes: Any) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    small = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=128)
-    small |= dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=101, use_cache=False)
+    small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128}
+    small |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 101,
+        "use_cache": False,
+    }
     return LlamaForCausalLM(LlamaConfig(**(small | changes)))
 
 
 def llama_8b(layers: int, **changes: Any) -> nn.Module:
     """Llama-3-8B's widths without weights, in bfloat16."""
-    widths = dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32)
-    widths |= dict(num_key_value_heads=8, vocab_size=128256, max_position_embeddings=8192)
+    widths = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+    widths |= {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}
     with torch.device("meta"):
         return llama(num_hidden_layers=layers, **(widths | changes)).to(torch.bfloat16)
 

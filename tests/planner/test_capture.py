@@ -665,9 +665,9 @@ def test_wrong_arguments() -> None:
         capture(model, x)
     with pytest.raises(CaptureError, match="a module was given"):
         capture(model, (nn.ReLU(),))
-    with pytest.raises(CaptureError, match="too many positional arguments.*args and kwargs"):
+    with pytest.raises(CaptureError, match=r"too many positional arguments.*args and kwargs"):
         capture(model, (x, x))
-    with pytest.raises(CaptureError, match="missing a required argument.*args and kwargs"):
+    with pytest.raises(CaptureError, match=r"missing a required argument.*args and kwargs"):
         capture(model)
     with pytest.raises(CaptureError, match="args and kwargs"):
         capture(model, (x,), {"nonsense": 1})

@@ -21,7 +21,7 @@ from tests.planner.models import MLP, gpt2, token_ids
 
 
 def plan_mlp(**options: Any) -> Plan:
-    given = dict(devices=4, cluster="cpu", parallel={"mesh": {"a": 2, "b": 2}}) | options
+    given = {"devices": 4, "cluster": "cpu", "parallel": {"mesh": {"a": 2, "b": 2}}} | options
     return autoplan.plan(MLP(64, 256), (torch.randn(32, 64),), **given)
 
 

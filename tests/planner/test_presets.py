@@ -25,7 +25,7 @@ def graphs() -> dict[str, Captured]:
 
 
 def plan_with(captured: Captured, preset: str | None, **options: Any) -> Plan:
-    given = dict(parallel=None if preset else {"mesh": {"devices": 4}}) | options
+    given = {"parallel": None if preset else {"mesh": {"devices": 4}}} | options
     return plan_captured(captured, make_request(4, "cpu", preset=preset, **given), "model").plan
 
 
@@ -69,11 +69,17 @@ def test_fsdp_leaves_parameters_without_a_row_for_every_rank_whole() -> None:
 
 
 # The fused c_attn is cut into q, k and v before it is multiplied, so its storage is free.
-COLUMN = {"gpt2": {"mlp.c_fc.weight": S(1)},
-          "llama": {f"{n}_proj.weight": S(0) for n in
-                    ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")}}  # fmt: skip
-ROW = {"gpt2": {"attn.c_proj.weight": S(0), "mlp.c_proj.weight": S(0)},
-       "llama": {"self_attn.o_proj.weight": S(1), "mlp.down_proj.weight": S(1)}}  # fmt: skip
+COLUMN = {
+    "gpt2": {"mlp.c_fc.weight": S(1)},
+    "llama": {
+        f"{name}_proj.weight": S(0)
+        for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+    },
+}
+ROW = {
+    "gpt2": {"attn.c_proj.weight": S(0), "mlp.c_proj.weight": S(0)},
+    "llama": {"self_attn.o_proj.weight": S(1), "mlp.down_proj.weight": S(1)},
+}
 BLOCKS = {"gpt2": "transformer.h", "llama": "model.layers"}
 
 
@@ -119,7 +125,7 @@ def test_a_preset_is_never_faster_than_a_free_plan(graphs: Any, name: str, prese
 
 def test_data_and_tensor_axes_together(graphs: Any) -> None:
     """`preset` binds the data axis, the tensor mode the other one."""
-    parallel = dict(data=2, tensor=dict(size=2, mode="1d"))
+    parallel = {"data": 2, "tensor": {"size": 2, "mode": "1d"}}
     plan = plan_with(graphs["llama"], "fsdp", parallel=parallel)
     assert plan.axes == ("data", "tensor")
     for path, row in parameters(plan).items():
