@@ -120,15 +120,15 @@ def parallelize(
     time_limit_s: float = 60.0,
     local_inputs: bool = False,
     outputs: str = "loss",
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     seed: int = 0,
 ) -> ParallelModule:
     """A module that computes what `model` computes, on `devices` devices, by a plan.
 
     The arguments are those of `autoplan.plan`. With example arguments it plans at once, without
     them at the first call. Under torchrun (or in an initialised process group) every process is
-    one device; otherwise all devices are simulated in this process. `plan` runs a plan made before.
-    `local_inputs`: each rank passes its own part of the batch. `seed` is that of dropout.
+    one device; otherwise all devices are simulated in this process. `plan` is one made before,
+    or its file. `local_inputs`: each rank passes its own part of the batch. `seed` is dropout's.
     """
     options = _options(
         cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -79,7 +81,7 @@ def capture(
     Raises CaptureError, with the model's own file and line where they are known.
     """
     kwargs = {} if kwargs is None else kwargs
-    _check_arguments(args, kwargs)
+    check_arguments(args, kwargs)
     kwargs = dict(kwargs)
     distinct_args, distinct_kwargs = _distinct((args, kwargs), model)
     notes: list[str] = []
@@ -93,7 +95,8 @@ def capture(
     return _clean(exported, model, training, wanted, notes)
 
 
-def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def check_arguments(args: Any, kwargs: Any) -> None:
+    """Raise CaptureError unless these are positional and keyword arguments of a model."""
     if not isinstance(args, (tuple, list)):
         raise CaptureError(
             f"args must be a tuple of the model's positional arguments, got {type(args).__name__}; "
@@ -142,16 +145,20 @@ def without_key_value_cache(model: nn.Module, training: bool, notes: list[str]) 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Export warns about its own internals; none of it concerns the user's model."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    # Fake tensors log a failing op with its whole traceback before raising; the error says it all.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was_disabled
 
 
 def _explain(error: Exception, model: nn.Module) -> CaptureError:
     text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
+    first = (text.splitlines()[0] if text else type(error).__name__).rstrip(".")
     place = cleanup.user_frame(error)
     where = f" at {place}" if place else ""
     if "not a known type" in text:
@@ -165,7 +172,7 @@ def _explain(error: Exception, model: nn.Module) -> CaptureError:
         fix = "Check that args and kwargs are what the model's forward takes."
     else:
         fix = "Run model(*args, **kwargs) once without autoplan: it must work on fake tensors too."
-    return CaptureError(f"{type(model).__name__} could not be captured{where}: {first} {fix}")
+    return CaptureError(f"{type(model).__name__} could not be captured{where}: {first}. {fix}")
 
 
 _KINDS: dict[InputKind, Kind] = {

@@ -54,11 +54,16 @@ def parse_hints(
     parameters: Mapping[str, int],
     modules: Iterable[str],
     arguments: Mapping[str, int],
+    named_axes: Sequence[str] = (),
 ) -> tuple[Hint, ...]:
     """Read the user's hints; raises HintError for a path that matches nothing or a bad layout.
 
-    `parameters` and `arguments` give the number of dimensions of each path.
+    `parameters` and `arguments` give the number of dimensions of each path; `named_axes` also names
+    axes of size 1, on which any layout is the same.
     """
+    if hints is not None and not isinstance(hints, Mapping):
+        raise HintError(f"hints is a dict of paths to layouts, got {type(hints).__name__}.")
+    axes = tuple(named_axes) or mesh.axes
     result: list[Hint] = []
     modules = sorted(set(modules))
     for pattern, value in (hints or {}).items():
@@ -71,7 +76,7 @@ def parse_hints(
         if names:
             ndims = {parameters[name] for name in names}
             for ndim in sorted(ndims):
-                allowed = _allowed(value, mesh, ndim, origin)
+                allowed = _allowed(value, mesh, axes, ndim, origin)
                 for name in names:
                     if parameters[name] == ndim:
                         result.append(Hint(name, "storage", allowed, origin))
@@ -81,7 +86,9 @@ def parse_hints(
             raise HintError(_no_match(pattern, [*parameters, *modules, *arguments]))
         for name in matched:
             result.append(
-                Hint(name, "value", _allowed(value, mesh, arguments.get(name), origin), origin)
+                Hint(
+                    name, "value", _allowed(value, mesh, axes, arguments.get(name), origin), origin
+                )
             )
     return tuple(result)
 
@@ -106,38 +113,36 @@ def _no_match(pattern: str, known: list[str]) -> str:
 
 
 def _allowed(
-    value: HintValue, mesh: Mesh, ndim: int | None, origin: str
+    value: HintValue, mesh: Mesh, axes: Sequence[str], ndim: int | None, origin: str
 ) -> dict[str, frozenset[Entry | str]]:
     try:
-        if isinstance(value, Mapping):
-            per_axis = dict(value)
-        else:
-            per_axis = _spread(value, mesh)
+        per_axis = dict(value) if isinstance(value, Mapping) else _spread(value, mesh, axes)
         result: dict[str, frozenset[Entry | str]] = {}
         for axis, text in per_axis.items():
-            if axis not in mesh.axes:
-                raise HintError(
-                    f"hint {origin} names axis {axis!r}; the mesh has the axes {list(mesh.axes)}."
-                )
-            result[axis] = frozenset(_alternatives(text, ndim))
+            if axis not in axes:
+                raise HintError(f"hint {origin} names axis {axis!r}; the axes are {list(axes)}.")
+            entries = frozenset(_alternatives(text, ndim))
+            if axis in mesh.axes:
+                result[axis] = entries
         return result
     except LayoutError as error:
         raise HintError(f"hint {origin}: {error}") from error
 
 
-def _spread(value: Any, mesh: Mesh) -> dict[str, Any]:
+def _spread(value: Any, mesh: Mesh, axes: Sequence[str]) -> dict[str, Any]:
     """One entry means every axis; otherwise one entry an axis, in mesh order."""
     if isinstance(value, str) and "|" in value:
-        return dict.fromkeys(mesh.axes, value)
+        return dict.fromkeys(axes, value)
     layout = _read_layout(value)
     if len(layout) == 1:
-        return dict.fromkeys(mesh.axes, layout[0])
-    if len(layout) != mesh.ndim:
-        raise LayoutError(
-            f"the layout {layout} has {len(layout)} entries, the mesh {mesh} has {mesh.ndim}; "
-            "give one entry for every axis, one for all, or a dict by axis."
-        )
-    return dict(zip(mesh.axes, layout, strict=True))
+        return dict.fromkeys(axes, layout[0])
+    for names in (mesh.axes, axes):
+        if len(layout) == len(names):
+            return dict(zip(names, layout, strict=True))
+    raise LayoutError(
+        f"the layout {layout} has {len(layout)} entries, the mesh {mesh} has {mesh.ndim}; "
+        "give one entry for every axis, one for all, or a dict by axis."
+    )
 
 
 def _read_layout(value: Any) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
-from autoplan.capture import Captured, capture
+from autoplan.capture import Captured, capture, check_arguments
 from autoplan.cost_models import Cluster, load_profile
 from autoplan.emit import emit
 from autoplan.errors import AutoplanError, ConfigError, InputError
@@ -27,8 +28,8 @@ from autoplan.launch import (
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
-from autoplan.plan import Plan, decode_plan, encode_plan
-from autoplan.planning import Planned, follow, plan_captured
+from autoplan.plan import Plan, decode_plan, encode_plan, load_plan
+from autoplan.planning import Planned, follow, plan_captured, priced_again
 from autoplan.request import Request, make_request
 from autoplan.runtime.batches import Example, whole_batch
 from autoplan.runtime.batches import microbatches as cut_microbatches
@@ -84,6 +85,7 @@ class ParallelModule(nn.Module):
 
     def prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Plan and emit for arguments like these: the whole batch, or this rank's own part."""
+        check_arguments(args, kwargs)
         example: Example = (tuple(args), dict(kwargs))
         if self._request.local_inputs:
             self._check_local_inputs()
@@ -130,7 +132,7 @@ class ParallelModule(nn.Module):
             choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
             request = replace(request, meshes=(choice,), held=tuple(held))
         if plan is not None:
-            return follow(captured, plan, request)
+            return priced_again(follow(captured, plan, request), captured, request)
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return plan_captured(captured, request, self._model_name)
         box: list[Any] = [None]
@@ -194,7 +196,7 @@ class ParallelModule(nn.Module):
         owner: nn.Module = self
         for parent in parents:
             if parent not in owner._modules:
-                if hasattr(owner, parent):
+                if hasattr(type(owner), parent):
                     raise ConfigError(
                         f"the model's submodule {parent!r} has the name of an attribute of a "
                         "parallel module; rename it in the model."
@@ -306,7 +308,9 @@ class ParallelModule(nn.Module):
         count = self._request.setting.microbatches if microbatches is None else microbatches
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"microbatches must be a positive whole number, got {count!r}.")
-        parts = cut_microbatches((tuple(args), dict(kwargs or {})), count)
+        kwargs = {} if kwargs is None else kwargs
+        check_arguments(args, kwargs)
+        parts = cut_microbatches((tuple(args), dict(kwargs)), count)
         entries = [self._entry_for_call(part) for part in parts]
         entry = entries[0]
         if entry.programs[0].loss is None:
@@ -376,7 +380,9 @@ class ParallelModule(nn.Module):
 
         Outputs and every gradient; see `autoplan.verify.Check`. Leaves gradients as they are.
         """
-        example: Example = (tuple(args), dict(kwargs or {}))
+        kwargs = {} if kwargs is None else kwargs
+        check_arguments(args, kwargs)
+        example: Example = (tuple(args), dict(kwargs))
         return verify(self, self._entry_for_call(example), example, tolerance)
 
     def full_state_dict(self) -> dict[str, Tensor]:
@@ -442,13 +448,17 @@ def parallelize(
     args: tuple[Any, ...] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     devices: int | None = None,
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     seed: int = 0,
     **options: Any,
 ) -> ParallelModule:
     """A module that trains `model` on `devices` devices by a plan; see `autoplan.parallelize`."""
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"parallelize takes an nn.Module, got {type(model).__name__}.")
+        raise ConfigError(f"parallelize takes an nn.Module, got {model!r}; build the model first.")
+    if isinstance(plan, (str, Path)):
+        plan = load_plan(plan)
+    elif plan is not None and not isinstance(plan, Plan):
+        raise ConfigError(f"plan takes a Plan or the path of a plan file, got {plan!r}.")
     if devices is None:
         devices = plan.mesh.num_devices if plan is not None else world_size()
     if plan is not None and plan.mesh.num_devices != devices:
@@ -471,5 +481,5 @@ def parallelize(
     start_process_group(devices)
     module = ParallelModule(model, make_request(devices, **options), plan, seed)
     if args is not None or kwargs is not None:
-        module.prepare(tuple(args or ()), kwargs or {})
+        module.prepare(() if args is None else args, {} if kwargs is None else kwargs)
     return module

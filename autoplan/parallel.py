@@ -21,6 +21,8 @@ class MeshChoice:
 
     mesh: Mesh
     schemes: Mapping[str, str] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
+    """Every axis as the user named it, those of size 1 too: hints may speak of them."""
 
 
 def mesh_choices(
@@ -72,7 +74,7 @@ def _named_mesh(parallel: Mapping[str, Any], preset: str | None, devices: int) -
     sizes = {name: _size(size, f"mesh axis {name!r}") for name, size in sizes.items()}
     _check_product(sizes, devices)
     mesh = Mesh.of(**sizes)
-    return MeshChoice(mesh, dict.fromkeys(mesh.axes, preset) if preset else {})
+    return MeshChoice(mesh, dict.fromkeys(mesh.axes, preset) if preset else {}, tuple(sizes))
 
 
 def _roles(parallel: Mapping[str, Any], preset: str | None, devices: int) -> MeshChoice:
@@ -100,7 +102,8 @@ def _roles(parallel: Mapping[str, Any], preset: str | None, devices: int) -> Mes
     schemes = {"data": preset or "data", "tensor": mode}
     if preset in ("megatron", "megatron-sp"):
         schemes = {"data": "data", "tensor": preset} if "tensor" in mesh.axes else {"data": preset}
-    return MeshChoice(mesh, {a: s for a, s in schemes.items() if a in mesh.axes and s != "free"})
+    bound = {a: s for a, s in schemes.items() if a in mesh.axes and s != "free"}
+    return MeshChoice(mesh, bound, tuple(sizes))
 
 
 def _next_multiple(devices: int, size: int) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from autoplan.annotate import annotate
-from autoplan.capture import Captured, capture
+from autoplan.capture import Captured, capture, check_arguments
 from autoplan.cost_models import Roofline
 from autoplan.describe import choices_of, describe_plan, module_paths
-from autoplan.errors import HintError, InfeasibleError
+from autoplan.errors import ConfigError, HintError, InfeasibleError
 from autoplan.formulate import formulate
 from autoplan.hints import Hint, parse_hints
 from autoplan.mesh import Mesh
@@ -22,7 +23,8 @@ from autoplan.plan import Baseline, Plan
 from autoplan.pricing import Pricer
 from autoplan.request import Request, make_request
 from autoplan.sites import Annotated
-from autoplan.solver import solve
+from autoplan.solver import Certificate as SolverCertificate
+from autoplan.solver import Solution, solve
 from autoplan.strategies import RULES
 from autoplan.strategies.presets import preset_hints
 from autoplan.within_memory import repeated_classes, solve_within_memory
@@ -42,9 +44,10 @@ def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
     """The best plan over the request's meshes; HintError or InfeasibleError if none works."""
     best: Planned | None = None
     failure: HintError | InfeasibleError | None = None
+    baseline = _baseline(captured, request)
     for choice in request.meshes:
         try:
-            planned = _plan_on_mesh(captured, request, choice, model)
+            planned = _plan_on_mesh(captured, request, choice, model, baseline)
         except (HintError, InfeasibleError) as error:
             failure = failure or error
             continue
@@ -57,32 +60,34 @@ def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
     return best
 
 
-def _plan_on_mesh(captured: Captured, request: Request, choice: MeshChoice, model: str) -> Planned:
+def _plan_on_mesh(
+    captured: Captured, request: Request, choice: MeshChoice, model: str, baseline: Baseline
+) -> Planned:
     mesh = choice.mesh
     hints = (
-        *user_hints(captured, request, mesh),
+        *user_hints(captured, request, choice),
         *scheme_hints(captured, choice),
         *request.held,
     )
     annotated = annotate(captured, mesh, RULES, hints, request.local_inputs)
     pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     solution, memory = solve_within_memory(annotated, pricer, request)
-    baseline = _baseline(captured, request)
     plan = describe_plan(annotated, solution, pricer, request, model, memory, baseline, hints)
     return Planned(plan, annotated, solution.choices, pricer)
 
 
-def user_hints(captured: Captured, request: Request, mesh: Mesh) -> tuple[Hint, ...]:
+def user_hints(captured: Captured, request: Request, choice: MeshChoice) -> tuple[Hint, ...]:
     parameters = {each.path: len(each.meta.shape) for each in captured.inputs_of("parameter")}
     for alias, kept in captured.aliases.items():
         if kept in parameters:
             parameters[alias] = parameters[kept]
     hints = parse_hints(
         request.hints,
-        mesh,
+        choice.mesh,
         parameters,
         module_paths(captured),
         {each.path: len(each.meta.shape) for each in captured.inputs_of("input")},
+        choice.named,
     )
     return tuple(
         replace(hint, pattern=captured.aliases.get(hint.pattern, hint.pattern)) for hint in hints
@@ -121,8 +126,10 @@ def plan(
     **options: Any,
 ) -> Plan:
     """Plan `model` for `devices` devices without running it; see `autoplan.plan`."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"plan takes an nn.Module, got {model!r}; build the model first.")
     request = make_request(devices, **options)
-    captured = capture_microbatch(model, args, kwargs or {}, request)
+    captured = capture_microbatch(model, args, {} if kwargs is None else kwargs, request)
     return plan_captured(captured, request, type(model).__name__).plan
 
 
@@ -132,6 +139,7 @@ def capture_microbatch(
     """Capture one microbatch of the whole batch that the example arguments stand for."""
     from autoplan.runtime.batches import first_microbatch, whole_batch
 
+    check_arguments(args, kwargs)
     example = (tuple(args), dict(kwargs))
     if request.local_inputs:
         example = whole_batch(example, request.devices)
@@ -145,3 +153,45 @@ def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
     annotated = annotate(captured, mesh, RULES, (), plan.local_inputs, plan.boxed)
     pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     return Planned(plan, annotated, choices_of(plan, annotated), pricer)
+
+
+def priced_again(planned: Planned, captured: Captured, request: Request) -> Planned:
+    """A followed plan with the numbers of this model: it may have been edited, or made for another.
+
+    The certificate stays where the objective is the one it was given for.
+    """
+    given, annotated = planned.plan, planned.annotated
+    problem = formulate(annotated, planned.pricer, None, request.whole_outputs)
+    objective = problem.objective(planned.choices)
+    proof = given.certificate
+    same = abs(objective - proof.objective) <= 1e-9 * abs(objective)
+    certificate = SolverCertificate(
+        objective=objective,
+        bound=proof.bound if same else 0.0,
+        gap=proof.gap if same else 1.0,
+        seconds=proof.seconds if same else 0.0,
+        status="optimal",
+        num_variables=len(annotated.sites),
+        num_binaries=proof.num_binaries if same else 0,
+        num_variables_after_reduction=0,
+        folding=None,
+    )
+    plan = describe_plan(
+        annotated,
+        Solution(planned.choices, certificate),
+        planned.pricer,
+        request,
+        given.model,
+        peak_memory(annotated, planned.choices, planned.pricer),
+        _baseline(captured, request),
+        (),
+    )
+    plan = msgspec.structs.replace(
+        plan,
+        boxed=given.boxed,
+        hints=given.hints,
+        certificate=proof
+        if same
+        else msgspec.structs.replace(plan.certificate, status="given, not solved"),
+    )
+    return replace(planned, plan=plan)

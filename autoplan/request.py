@@ -70,7 +70,7 @@ def make_request(
         devices,
         loaded,
         meshes,
-        dict(hints or {}),
+        {} if hints is None else hints,
         int(limit),
         Setting(training, optimizer, microbatches),
         time_limit_s,

@@ -16,7 +16,7 @@ from autoplan.cleanup import compute_in_double
 from autoplan.layouts import Layout, Partial
 from autoplan.runtime.executor import SimulatedExecutor
 from autoplan.runtime.program import Constant, Program
-from autoplan.runtime.reference import materialize, run_reference
+from autoplan.runtime.reference import KeyedDropout, materialize, run_reference
 from autoplan.runtime.simulation import join, shard
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: fl
         with torch.no_grad():
             executor.set_step(step)
             executor.run("body", programs, [*values, *given], lambda n, v: seen.append((n, v)))
-            difference = _first_difference(module, entry, moved, state, seen, tolerance)
+            difference = _first_difference(module, entry, moved, state, step, seen, tolerance)
     return Check(
         ok,
         tolerance,
@@ -245,11 +245,12 @@ def _first_difference(
     entry: Entry,
     example: Example,
     state: dict[str, Tensor],
+    step: int,
     seen: Sequence[tuple[fx.Node, list[Any]]],
     tolerance: float,
 ) -> Difference | None:
     """Compare node by node with the captured graph run on one device."""
-    truth = _run_captured(module, entry, example, state)
+    truth = _run_captured(module, entry, example, state, step)
     sites = entry.planned.annotated.sites
     chosen = entry.planned.choices
     for node, values in seen:
@@ -302,10 +303,11 @@ def _summed(
 
 
 def _run_captured(
-    module: ParallelModule, entry: Entry, example: Example, state: dict[str, Tensor]
+    module: ParallelModule, entry: Entry, example: Example, state: dict[str, Tensor], step: int
 ) -> dict[str, Any]:
-    """Every node's value when the captured graph runs on one device in float64, without dropout."""
+    """Every node's value when the captured graph runs on one device in float64, dropout keyed."""
     captured = in_double(entry.captured)
+    dropout = KeyedDropout(module._seed, step)
     leaves = pytree.tree_leaves(example)
     values: dict[fx.Node, Any] = {}
     given = {each.node: each for each in captured.inputs}
@@ -324,5 +326,17 @@ def _run_captured(
             kwargs = dict(fx.node.map_arg(node.kwargs, values.__getitem__))
             kwargs.pop("device", None)
             with torch.no_grad():
-                values[node] = node.target(*args, **kwargs)
+                values[node] = _call(node, args, kwargs, dropout)
     return {node.name: value for node, value in values.items()}
+
+
+def _call(node: fx.Node, args: Any, kwargs: Any, dropout: KeyedDropout) -> Any:
+    """One op of the captured graph; a view may meet strides that fake tensors did not have."""
+    if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+        return torch.ops.aten.reshape.default(*args, **kwargs)
+    if node.target == torch.ops.aten.dropout.default:
+        return dropout.dropout(*args, **kwargs)
+    if node.target == torch.ops.aten.scaled_dot_product_attention.default:
+        return dropout.attention(*args, **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)

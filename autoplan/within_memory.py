@@ -16,6 +16,7 @@ from autoplan.pricing import Pricer
 from autoplan.request import Request
 from autoplan.sites import Annotated
 from autoplan.solver import Problem, Solution, Variable, solve
+from autoplan.units import size
 
 _FOLD_FROM = 400
 """Sites above which repeated blocks share their choice; smaller models are solved unfolded."""
@@ -129,8 +130,8 @@ def _too_little(memory: Memory, annotated: Annotated, request: Request) -> str:
     }
     largest = max(parts, key=lambda name: parts[name])
     return (
-        f"memory of {request.memory_bytes / 1e6:,.1f} MB a device is too small on mesh "
-        f"{annotated.mesh}: the least that a plan was found for is {memory.total / 1e6:,.1f} MB, "
-        f"of which {largest} take {parts[largest] / 1e6:,.1f} MB. Give more memory or devices, a "
+        f"memory of {size(request.memory_bytes)} a device is too small on mesh "
+        f"{annotated.mesh}: the least that a plan was found for is {size(memory.total)}, "
+        f"of which {largest} take {size(parts[largest])}. Give more memory or devices, a "
         "smaller batch, or more microbatches."
     )

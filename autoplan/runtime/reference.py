@@ -42,26 +42,31 @@ class KeyedDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (F.dropout, torch.dropout):
-            return self._dropout(func, *args, **kwargs)
+            return self.dropout(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            given = inspect.signature(_attention).bind(*args, **kwargs)
-            given.apply_defaults()
-            if given.arguments["dropout_p"]:
-                given.arguments["drop"] = self._draw
-                return _attention(*given.args, **given.kwargs)
+            return self.attention(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _dropout(
+    def dropout(
         self,
-        func: Any,
         input: Tensor,
         p: float = 0.5,
         training: bool = True,
         inplace: bool = False,
         train: bool | None = None,
     ) -> Tensor:
+        """`F.dropout`, drawing by position."""
         active = training if train is None else train
         return self._draw(input, p) if active and p else input
+
+    def attention(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`F.scaled_dot_product_attention`, drawing by position where it drops probabilities."""
+        given = inspect.signature(_attention).bind(*args, **kwargs)
+        given.apply_defaults()
+        if not given.arguments["dropout_p"]:
+            return F.scaled_dot_product_attention(*args, **kwargs)
+        given.arguments["drop"] = self._draw
+        return _attention(*given.args, **given.kwargs)
 
     def _draw(self, x: Tensor, p: float) -> Tensor:
         keep = dropout_mask(x, p, x.shape, (0,) * x.ndim, self.seed, self.calls, self.step)

@@ -170,17 +170,20 @@ def test_a_batch_that_leaves_ranks_empty(rows: int) -> None:
 
 
 def test_too_little_memory_names_the_least_that_would_do() -> None:
-    args, kwargs = language_batch()
-    model = gpt2(n_embd=256)
+    model, example = Mlp(256, 1024), vector_batch(8, 256)
     with pytest.raises(InfeasibleError) as error:
-        autoplan.plan(model, args, kwargs, devices=4, memory="3MB")
-    says(error, ["3.0 MB", "too small", "least", "Give more memory or devices"])
+        autoplan.plan(model, *example, devices=4, memory="3MB")
+    says(error, ["3", "MB", "too small", "least", "Give more memory or devices"])
     least_mb = float(str(error.value).split("found for is ")[1].split(" MB")[0])
     assert least_mb > 3.0
-    plan = autoplan.plan(model, args, kwargs, devices=4, memory=f"{least_mb + 0.1}MB")
+    plan = autoplan.plan(model, *example, devices=4, memory=f"{least_mb + 0.1}MB")
     assert plan.peak_memory_bytes <= (least_mb + 0.1) * 1e6
-    roomy = autoplan.plan(model, args, kwargs, devices=4)
-    assert roomy.step_time_s <= plan.step_time_s
+    roomy = autoplan.plan(model, *example, devices=4)
+    assert roomy.step_time_s <= plan.step_time_s * (1 + 1e-9)
+    small, example = Mlp(), vector_batch()
+    with pytest.raises(InfeasibleError) as error:
+        autoplan.plan(small, *example, devices=4, memory="1kB")
+    assert "0.0 MB" not in str(error.value)
 
 
 def test_hints_that_no_strategy_joins() -> None:

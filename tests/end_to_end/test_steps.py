@@ -1,4 +1,4 @@
-"""Training steps: microbatches, forward only, outputs; planning at the first call; train and eval."""
+"""Training steps: microbatches, forward only, outputs; lazy planning; train, eval and no_grad."""
 
 from __future__ import annotations
 

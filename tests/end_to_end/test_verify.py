@@ -107,7 +107,7 @@ def test_a_wrong_dual_shows_in_gradients_alone() -> None:
 
 
 def test_a_gradient_that_is_not_summed() -> None:
-    """Data parallelism that forgets its all-reduce: every gradient is that of a part of the batch."""
+    """Data parallelism without its all-reduce: every gradient is that of a part of the batch."""
     torch.manual_seed(0)
     example = vector_batch()
     module = autoplan.parallelize(Mlp(), *example, devices=4, preset="ddp")

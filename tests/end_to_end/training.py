@@ -199,7 +199,7 @@ def train(rank: int, ranks: int, case: Case) -> Outcome:
             **case.options,
         )
     optimizer = make_optimizer(case.optimizer, module.parameters())
-    losses, norms, first, called = [], [], {}, {}
+    losses, norms, first = [], [], {}
     for step in range(STEPS):
         with watched(module) as called:
             loss = one_step(module, case, example)
