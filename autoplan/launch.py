@@ -17,16 +17,27 @@ from autoplan.mesh import Mesh
 from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """The model's structure without its weights; ties between parameters are kept."""
+def structure_of(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters and buffers hold no data; ties are kept.
+
+    They stay on the model's device, unlike on the meta device, so that tensors which its forward
+    makes meet them there.
+    """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
-        )
+        trained = parameter.requires_grad
+        memo[id(parameter)] = nn.Parameter(_without_data(parameter), requires_grad=trained)
     for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        memo[id(buffer)] = _without_data(buffer)
     return copy.deepcopy(model, memo)
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    """Shape, type, strides and device of `tensor`, with an empty storage."""
+    twin = torch.empty_like(tensor.detach())
+    if not twin.is_meta:
+        twin.untyped_storage().resize_(0)
+    return twin
 
 
 def distributed() -> bool:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
+from autoplan.batch import arguments_without_batch
 from autoplan.capture import Captured, capture, check_arguments
 from autoplan.cost_models import Cluster, load_profile
 from autoplan.emit import emit
@@ -20,21 +21,22 @@ from autoplan.hints import Hint
 from autoplan.launch import (
     distributed,
     make_executor,
-    meta_copy,
     same_everywhere,
     start_process_group,
+    structure_of,
     world_size,
 )
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.plan import Plan, decode_plan, encode_plan, load_plan
-from autoplan.planning import Planned, follow, plan_captured, priced_again
+from autoplan.planning import Planned, check_local_inputs, follow, plan_captured, priced_again
 from autoplan.request import Request, make_request
 from autoplan.runtime.batches import Example, whole_batch
 from autoplan.runtime.batches import microbatches as cut_microbatches
 from autoplan.runtime.executor import Executor
 from autoplan.runtime.program import Constant, Program
+from autoplan.strategies import RULES
 from autoplan.verify import Check, verify
 
 
@@ -71,15 +73,16 @@ class ParallelModule(nn.Module):
         self._entries: dict[Any, Entry] = {}
         self._executor: Executor | None = None
         self._model_name = type(model).__name__
-        # The model is kept twice outside of nn.Module's registry: its structure on the meta device,
+        # The model is kept twice outside of nn.Module's registry: its structure without data,
         # to be captured for every form of arguments, and, until they are placed, its weights.
         self._structure: nn.Module
         self._weights: nn.Module | None
-        object.__setattr__(self, "_structure", meta_copy(model))
+        object.__setattr__(self, "_structure", structure_of(model))
         object.__setattr__(self, "_weights", model)
         self._storage: dict[str, Layout] = {}
         self._buffer_paths: dict[str, str] = {}
-        self.train(model.training)
+        self._without_batch: dict[Any, frozenset[int]] = {}
+        self.training = model.training
 
     # -- planning ---------------------------------------------------------------------------
 
@@ -90,19 +93,54 @@ class ParallelModule(nn.Module):
         if self._request.local_inputs:
             self._check_local_inputs()
             example = whole_batch(example, self._request.devices)
-        self._entry(cut_microbatches(example, self._request.setting.microbatches)[0])
+        self._entry(self._cut(example, self._request.setting.microbatches)[0])
+
+    def _cut(self, example: Example, count: int) -> list[Example]:
+        """Microbatches; the graph of the whole batch says which arguments carry it."""
+        if count == 1:
+            return [example]
+        key = self._key(example)
+        if key not in self._without_batch:
+            known = self._entries.get(key)
+            captured = known.captured if known is not None else self._capture(example)
+            self._without_batch[key] = arguments_without_batch(captured, RULES)
+        return cut_microbatches(example, count, self._without_batch[key])
+
+    def _key(self, example: Example) -> Any:
+        """What the captured graph depends on: arguments, modes of modules, trainable parameters."""
+        leaves, spec = pytree.tree_flatten(example)
+        modes = tuple(module.training for module in self._structure.modules())
+        trained = tuple(p.requires_grad for p in self._parameters_in_force().values())
+        return spec, modes, trained, tuple(_form(leaf) for leaf in leaves)
+
+    def _parameters_in_force(self) -> Mapping[str, nn.Parameter]:
+        if self._weights is not None:
+            return dict(self._weights.named_parameters())
+        held = dict(super().named_parameters(remove_duplicate=False))
+        return {path: held[path] for path in self._storage}
+
+    def _capture(self, example: Example) -> Captured:
+        in_force = self._parameters_in_force()
+        for path, parameter in self._structure.named_parameters():
+            parameter.requires_grad_(in_force[path].requires_grad)
+        return capture(self._structure, *example, training=self._request.setting.training)
+
+    def train(self, mode: bool = True) -> ParallelModule:
+        """Set train or eval mode of the whole model; programs of either mode are kept."""
+        super().train(mode)
+        self._structure.train(mode)
+        return self
 
     def _entry(self, example: Example) -> Entry:
-        leaves, spec = pytree.tree_flatten(example)
-        key = (spec, self.training, tuple(_form(leaf) for leaf in leaves))
+        key = self._key(example)
         if key not in self._entries:
             self._entries[key] = self._make_entry(example)
         return self._entries[key]
 
     def _make_entry(self, example: Example) -> Entry:
-        structure = self._structure
-        structure.train(self.training)
-        captured = capture(structure, *example, training=self._request.setting.training)
+        captured = self._capture(example)
+        if self._request.local_inputs:
+            check_local_inputs(captured)
         planned = self._agree_on_plan(captured)
         if self._executor is None:
             self._place(planned, captured)
@@ -237,9 +275,10 @@ class ParallelModule(nn.Module):
         """The model's outputs in its own structure, as logical values on every rank."""
         example: Example = (args, kwargs)
         entry = self._entry_for_call(example)
-        values = self._prologue(entry)
-        outputs = self._body(entry, values, example)
-        return self._outputs(entry, outputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._request.setting.training):
+            values = self._prologue(entry)
+            outputs = self._body(entry, values, example)
+            return self._outputs(entry, outputs)
 
     def _entry_for_call(self, example: Example) -> Entry:
         if not self._request.local_inputs:
@@ -308,9 +347,14 @@ class ParallelModule(nn.Module):
         count = self._request.setting.microbatches if microbatches is None else microbatches
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"microbatches must be a positive whole number, got {count!r}.")
+        if not self._request.setting.training and not forward_only:
+            raise InputError(
+                "this module was planned with training=False, whose layouts have no gradients; "
+                "plan with training=True, or call train_step(..., forward_only=True)."
+            )
         kwargs = {} if kwargs is None else kwargs
         check_arguments(args, kwargs)
-        parts = cut_microbatches((tuple(args), dict(kwargs)), count)
+        parts = self._cut((tuple(args), dict(kwargs)), count)
         entries = [self._entry_for_call(part) for part in parts]
         entry = entries[0]
         if entry.programs[0].loss is None:

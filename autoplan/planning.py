@@ -10,10 +10,11 @@ import msgspec
 from torch import nn
 
 from autoplan.annotate import annotate
+from autoplan.batch import arguments_without_batch
 from autoplan.capture import Captured, capture, check_arguments
 from autoplan.cost_models import Roofline
 from autoplan.describe import choices_of, describe_plan, module_paths
-from autoplan.errors import ConfigError, HintError, InfeasibleError
+from autoplan.errors import ConfigError, HintError, InfeasibleError, InputError
 from autoplan.formulate import formulate
 from autoplan.hints import Hint, parse_hints
 from autoplan.mesh import Mesh
@@ -22,6 +23,7 @@ from autoplan.peak import peak_memory
 from autoplan.plan import Baseline, Plan
 from autoplan.pricing import Pricer
 from autoplan.request import Request, make_request
+from autoplan.runtime.batches import Example, microbatches, whole_batch
 from autoplan.sites import Annotated
 from autoplan.solver import Certificate as SolverCertificate
 from autoplan.solver import Solution, solve
@@ -137,14 +139,30 @@ def capture_microbatch(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: Request
 ) -> Captured:
     """Capture one microbatch of the whole batch that the example arguments stand for."""
-    from autoplan.runtime.batches import first_microbatch, whole_batch
-
     check_arguments(args, kwargs)
-    example = (tuple(args), dict(kwargs))
+    example: Example = (tuple(args), dict(kwargs))
+    training = request.setting.training
     if request.local_inputs:
         example = whole_batch(example, request.devices)
-    example = first_microbatch(example, request.setting.microbatches)
-    return capture(model, *example, training=request.setting.training)
+    captured = capture(model, *example, training=training)
+    if request.local_inputs:
+        check_local_inputs(captured)
+    count = request.setting.microbatches
+    if count == 1:
+        return captured
+    parts = microbatches(example, count, arguments_without_batch(captured, RULES))
+    return capture(model, *parts[0], training=training)
+
+
+def check_local_inputs(captured: Captured) -> None:
+    """Raise InputError for an argument that was put together along a dimension that is no batch."""
+    wrong = arguments_without_batch(captured, RULES)
+    for each in captured.inputs_of("input"):
+        if each.position in wrong:
+            raise InputError(
+                f"local_inputs=True joins {each.path!r} along dimension 0, which is not the batch "
+                "in this model; make it a buffer, or pass whole inputs on every rank."
+            )
 
 
 def follow(captured: Captured, plan: Plan, request: Request) -> Planned:

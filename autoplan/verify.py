@@ -105,7 +105,6 @@ def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: fl
 
     # The original, on one device.
     model = materialize(module._structure, state, executor.device)
-    model.train(module.training)
     step = module._steps
     moved: Example = pytree.tree_map(
         lambda x: x.to(executor.device) if isinstance(x, Tensor) else x, whole_example

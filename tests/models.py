@@ -111,10 +111,17 @@ def vector_batch(rows: int = 8, width: int = 12, seed: int = 0) -> Example:
     return (x, y), {}
 
 
+def sequence_batch(rows: int = 8, seed: int = 0) -> Example:
+    """Random inputs of a `FreeParameters`."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, 6, 8, dtype=torch.float64, generator=generator),), {}
+
+
 MODELS = {
     "gpt2": (gpt2, language_batch),
     "llama": (llama, language_batch),
     "mlp": (Mlp, vector_batch),
+    "free": (FreeParameters, sequence_batch),
 }
 """How to build each model, and its batch."""
 

@@ -49,10 +49,18 @@ def drop_no_ops(graph: fx.Graph, aliases_only: bool = False) -> None:
             continue
         if node.op != "call_function" or not _is_no_op(node):
             continue
-        if aliases_only and str(node.target) == "aten.contiguous.default":
+        if aliases_only and _may_copy(node):
             continue
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
+
+
+def _may_copy(node: fx.Node) -> bool:
+    """Whether the op may return a new tensor even where it changes nothing."""
+    name = str(node.target)
+    if name.startswith("aten.to."):
+        return any(each is True for each in (*node.args[1:], *node.kwargs.values()))
+    return name.startswith(("aten._to_copy.", "aten.lift_fresh_copy.", "aten.contiguous."))
 
 
 def _drop_broadcast(graph: fx.Graph, node: fx.Node) -> None:

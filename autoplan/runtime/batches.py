@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,20 +22,25 @@ def batch_size(example: Example) -> int | None:
     return None
 
 
-def _map_batch(example: Example, change: Any) -> Example:
-    """Apply `change` to the tensors whose dimension 0 is the batch."""
+def _map_batch(example: Example, change: Any, without: Collection[int]) -> Example:
+    """Apply `change` to the tensors whose dimension 0 is the batch, but those at `without`."""
     batch = batch_size(example)
 
-    def visit(leaf: Any) -> Any:
+    def visit(position: int, leaf: Any) -> Any:
         carries = isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == batch
-        return change(leaf) if carries else leaf
+        return change(leaf) if carries and position not in without else leaf
 
-    result: Example = pytree.tree_map(visit, example)
+    leaves, spec = pytree.tree_flatten(example)
+    result: Example = pytree.tree_unflatten([visit(*each) for each in enumerate(leaves)], spec)
     return result
 
 
-def microbatches(example: Example, count: int) -> list[Example]:
-    """Cut every batch tensor into `count` equal parts; InputError if the batch is no multiple."""
+def microbatches(example: Example, count: int, without: Collection[int] = ()) -> list[Example]:
+    """Cut every batch tensor into `count` equal parts; InputError if the batch is no multiple.
+
+    A tensor carries the batch if its dimension 0 is as large, and its flat position is not in
+    `without`.
+    """
     if count == 1:
         return [example]
     batch = batch_size(example)
@@ -45,17 +51,13 @@ def microbatches(example: Example, count: int) -> list[Example]:
         )
     rows = batch // count
     return [
-        _map_batch(example, lambda leaf, k=k: leaf.narrow(0, k * rows, rows)) for k in range(count)
+        _map_batch(example, lambda leaf, k=k: leaf.narrow(0, k * rows, rows), without)
+        for k in range(count)
     ]
-
-
-def first_microbatch(example: Example, count: int) -> Example:
-    """What one microbatch looks like."""
-    return microbatches(example, count)[0]
 
 
 def whole_batch(example: Example, ranks: int) -> Example:
     """Stand-ins for the batch that `ranks` local parts like `example` make together."""
     return _map_batch(
-        example, lambda leaf: leaf.new_empty((leaf.shape[0] * ranks, *leaf.shape[1:]))
+        example, lambda leaf: leaf.new_empty((leaf.shape[0] * ranks, *leaf.shape[1:])), ()
     )

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 import autoplan
 from autoplan.runtime.reference import run_reference
 from tests.end_to_end.arbitrary import any_choice
-from tests.models import MODELS, Example, loss_of
+from tests.models import MODELS, Example, ideal_cluster, loss_of
 
 STEPS = 3
 LEARNING_RATE = 1e-2
@@ -80,6 +80,7 @@ class Outcome:
     layouts: dict[str, str]
     step_traffic: tuple[Traffic, Traffic]
     call_traffic: tuple[Traffic, Traffic]
+    verified: str
 
 
 def build(case: Case, seed: int = 0) -> nn.Module:
@@ -222,6 +223,7 @@ def train(rank: int, ranks: int, case: Case) -> Outcome:
         {row.path: row.layout for row in module.plan.tensors if row.kind == "parameter"},
         (predicted(module.plan), stepped),
         (predicted(module.plan, outputs=case.microbatches == 1), called),
+        str(module.verify(*example)) if case.microbatches == 1 else "",
     )
 
 
@@ -263,6 +265,32 @@ def round_trip(rank: int, ranks: int, preset: str) -> dict[str, Any]:
         "unchanged": unchanged,
         "loaded": max(errors(module.full_state_dict(), another).values()),
     }
+
+
+def input_gradients(rank: int, ranks: int, options: dict[str, Any]) -> float:
+    """Error of the gradient of an argument of the model."""
+    case = Case("mlp")
+    (x, y), _ = batch_of(case)
+    given, true = x.clone().requires_grad_(), x.clone().requires_grad_()
+    module = autoplan.parallelize(build(case), (given, y), devices=ranks, **options)
+    original = build(case)
+    module(given, y).backward()
+    original(true, y).backward()
+    assert given.grad is not None
+    assert true.grad is not None
+    return error(given.grad, true.grad)
+
+
+def from_file(rank: int, ranks: int, folder: str) -> str:
+    """A plan that rank 0 saved, followed by all; what verify says."""
+    case, path = Case("gpt2"), Path(folder) / "plan.json"
+    example = batch_of(case)
+    if rank == 0:
+        options: dict[str, Any] = {"preset": "megatron", "hints": {"lm_head": "S(2)"}}
+        autoplan.plan(build(case), *example, devices=ranks, **options).save(path)
+    dist.barrier()
+    module = autoplan.parallelize(build(case, rank), *example, plan=autoplan.load_plan(path))
+    return str(module.verify(*example))
 
 
 def checkpointed(rank: int, ranks: int, folder: str) -> dict[str, float]:
@@ -331,6 +359,15 @@ def everything(rank: int, cases: list[Case], folder: str) -> dict[str, Any]:
             results[str(case)] = f"{type(failure).__name__}: {failure}"
     for preset in ROUND_TRIPS:
         results[f"round trip {preset}"] = round_trip(rank, ranks, preset)
+    results["input gradients"] = [
+        input_gradients(rank, ranks, options)
+        for options in (
+            {"preset": "ddp"},
+            {"preset": "megatron"},
+            {"cluster": ideal_cluster(ranks)},
+        )
+    ]
+    results["from file"] = from_file(rank, ranks, folder)
     results["checkpoint"] = checkpointed(rank, ranks, folder)
     results["wrong number"] = wrong_number(rank, ranks)
     return results

@@ -21,7 +21,8 @@ AXES = ({"d": 4}, {"a": 2, "b": 2})
 @pytest.fixture(scope="module")
 def small() -> Any:
     ids = token_ids(16, 32)
-    return capture(gpt2(), (ids,), {"labels": ids})
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
+    return capture(gpt2(**dropout), (ids,), {"labels": ids})
 
 
 @pytest.fixture(scope="module")
