@@ -5,14 +5,16 @@ from __future__ import annotations
 import atexit
 import copy
 import os
+import zlib
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
-from autoplan.errors import ConfigError
+from autoplan.errors import ConfigError, InputError
 from autoplan.mesh import Mesh
 from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
 
@@ -101,3 +103,47 @@ def world_size() -> int:
     if size is None:
         raise ConfigError("say for how many devices: parallelize(model, devices=4).")
     return int(size)
+
+
+def agree_on_arguments(mode: Any, example: Any, local_inputs: bool, known: bool) -> None:
+    """Raise InputError on every rank where ranks were given arguments that do not go together.
+
+    Shapes, types and plain values must be the same on all ranks, in every call; without
+    `local_inputs` the contents too, which is checked once for each form of arguments.
+    """
+    if not distributed():
+        return
+    leaves = pytree.tree_leaves(example)
+    forms = [_form_text(leaf) for leaf in leaves]
+    form = zlib.crc32(repr((mode, forms)).encode())
+    content = 0
+    if not local_inputs and not known:
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and not leaf.is_meta:
+                data = leaf.detach().cpu().contiguous().flatten().view(torch.uint8)
+                content = zlib.crc32(data.numpy().tobytes(), content)
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    mine = [form, -form, int(known), -int(known), content, -content]
+    most = torch.tensor(mine, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    largest = most.tolist()
+    if largest[0] != -largest[1] or largest[2] != -largest[3]:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, f"({', '.join(forms)})")
+        raise InputError(
+            f"ranks were given different arguments: {', '.join(everyone)}. Give all the same "
+            "shapes and values: drop or pad a last, smaller batch."
+        )
+    if not known and largest[4] != -largest[5]:
+        raise InputError(
+            "ranks were given different contents, but each must pass the whole batch; seed the "
+            "data alike, or give every rank its own part with local_inputs=True."
+        )
+
+
+def _form_text(leaf: Any) -> str:
+    """What ranks must agree on, as text that is the same in every process."""
+    if isinstance(leaf, Tensor):
+        return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+    plain = leaf is None or isinstance(leaf, (bool, int, float, str))
+    return repr(leaf) if plain else type(leaf).__name__

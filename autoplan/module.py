@@ -19,6 +19,7 @@ from autoplan.emit import emit
 from autoplan.errors import AutoplanError, ConfigError, InputError
 from autoplan.hints import Hint
 from autoplan.launch import (
+    agree_on_arguments,
     distributed,
     make_executor,
     same_everywhere,
@@ -81,6 +82,7 @@ class ParallelModule(nn.Module):
         object.__setattr__(self, "_weights", model)
         self._storage: dict[str, Layout] = {}
         self._buffer_paths: dict[str, str] = {}
+        self._seen: set[Any] = set()
         self._without_batch: dict[Any, frozenset[int]] = {}
         self.training = model.training
 
@@ -234,13 +236,10 @@ class ParallelModule(nn.Module):
         owner: nn.Module = self
         for parent in parents:
             if parent not in owner._modules:
-                if hasattr(type(owner), parent):
-                    raise ConfigError(
-                        f"the model's submodule {parent!r} has the name of an attribute of a "
-                        "parallel module; rename it in the model."
-                    )
+                _refuse_taken_name(owner, parent)
                 owner.add_module(parent, nn.Module())
             owner = owner._modules[parent]  # type: ignore[assignment]
+        _refuse_taken_name(owner, name)
         if isinstance(value, nn.Parameter):
             owner.register_parameter(name, value)
         else:
@@ -257,6 +256,10 @@ class ParallelModule(nn.Module):
     @property
     def _first(self) -> Entry:
         self._live_executor  # noqa: B018  (raises where there is no plan)
+        if not self._entries:
+            raise InputError(
+                "the module has no plan: planning failed; call it with other arguments."
+            )
         return next(iter(self._entries.values()))
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
@@ -281,10 +284,19 @@ class ParallelModule(nn.Module):
             return self._outputs(entry, outputs)
 
     def _entry_for_call(self, example: Example) -> Entry:
+        if self._request.local_inputs:
+            self._check_local_inputs()
+        key = self._key(example)
+        agree_on_arguments(key[1:3], example, self._request.local_inputs, key in self._seen)
+        self._seen.add(key)
         if not self._request.local_inputs:
             return self._entry(example)
-        self._check_local_inputs()
         return self._entry(whole_batch(example, self._request.devices))
+
+    def __deepcopy__(self, memo: Any) -> ParallelModule:
+        raise ConfigError(
+            "a parallel module cannot be copied; copy the original model and parallelize that."
+        )
 
     def _check_local_inputs(self) -> None:
         if not distributed():
@@ -355,8 +367,7 @@ class ParallelModule(nn.Module):
         kwargs = {} if kwargs is None else kwargs
         check_arguments(args, kwargs)
         parts = self._cut((tuple(args), dict(kwargs)), count)
-        entries = [self._entry_for_call(part) for part in parts]
-        entry = entries[0]
+        entry = self._entry_for_call(parts[0])
         if entry.programs[0].loss is None:
             raise InputError(
                 f"{self._model_name} returned no scalar loss for these arguments; pass labels, or "
@@ -469,6 +480,17 @@ class ParallelModule(nn.Module):
                     value.copy_(state[path])
 
 
+def _refuse_taken_name(owner: nn.Module, name: str) -> None:
+    """A path of the model must not hide what a parallel module has of its own."""
+    if isinstance(owner, ParallelModule) and (
+        hasattr(ParallelModule, name) or name in owner.__dict__
+    ):
+        raise ConfigError(
+            f"the model's {name!r} has the name of an attribute of a parallel module; rename it in "
+            "the model, or wrap the model in another module."
+        )
+
+
 def _pins(mesh: Mesh, layout: Layout) -> dict[str, frozenset[Any]]:
     return {axis: frozenset({entry}) for axis, entry in zip(mesh.axes, layout, strict=True)}
 
@@ -499,6 +521,8 @@ def parallelize(
     """A module that trains `model` on `devices` devices by a plan; see `autoplan.parallelize`."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"parallelize takes an nn.Module, got {model!r}; build the model first.")
+    if isinstance(model, ParallelModule):
+        raise ConfigError("the model is parallel already; parallelize the original one.")
     if isinstance(plan, (str, Path)):
         plan = load_plan(plan)
     elif plan is not None and not isinstance(plan, Plan):

@@ -176,11 +176,11 @@ def _memory(console: Console, plan: Plan) -> None:
 
 def _certificate(console: Console, plan: Plan) -> None:
     proof = plan.certificate
-    what = (
-        "proven optimal"
-        if proof.gap == 0.0 and proof.status == "optimal"
-        else f"status: {proof.status}"
-    )
+    what = {
+        "optimal": "proven optimal" if proof.gap == 0.0 else "optimal but for the gap",
+        "time limit": "best plan within the time limit",
+        "memory limit": "best plan found within the memory limit",
+    }.get(proof.status, proof.status)
     console.print(
         f"\ncertificate: {what} under this cost model; step time {seconds(proof.objective)}, "
         f"lower bound {seconds(proof.bound)}, gap {proof.gap:.3%}",

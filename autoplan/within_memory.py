@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -50,31 +51,30 @@ def solve_within_memory(
         return solution, memory
     seen = [(solution, memory), *_frugal(annotated, pricer, free, classes, request)]
     bound = solution.certificate.bound
-    low, high = 0.0, float(request.memory_bytes) * 2
+    # `fits` is the largest limit known to give a plan that fits, `over` the smallest that does not.
+    fits, over = 0.0, math.inf
     limit = float(request.memory_bytes)
     for _ in range(_MEMORY_ROUNDS):
         try:
             solution = solve(replace(free, memory_limit=limit), classes, request.time_limit_s)
         except InfeasibleError:
-            low, limit = limit, (limit + high) / 2
-            continue
-        memory = peak_memory(annotated, solution.choices, pricer)
-        seen.append((solution, memory))
-        if limit == request.memory_bytes:
-            bound = max(bound, solution.certificate.bound)
-        if memory.total <= request.memory_bytes:
-            if (
-                solution.certificate.objective <= bound * (1 + 1e-9)
-                or limit == request.memory_bytes
-            ):
-                break
-            low = limit
-            limit = (limit + high) / 2
+            fits = limit  # too tight for the sum; as good as fitting for the bisection
         else:
-            high = limit
-            limit = max((low + high) / 2, limit - (memory.total - request.memory_bytes))
-        if high - low < 0.01 * request.memory_bytes:
+            memory = peak_memory(annotated, solution.choices, pricer)
+            seen.append((solution, memory))
+            if limit == request.memory_bytes:
+                bound = max(bound, solution.certificate.bound)
+            if memory.total <= request.memory_bytes:
+                fits = limit
+                if solution.certificate.objective <= bound * (1 + 1e-9):
+                    break
+            else:
+                over = limit
+        if math.isinf(over):
+            over = 2 * limit
+        if over - fits < 0.02 * request.memory_bytes:
             break
+        limit = (fits + over) / 2 if fits else limit * request.memory_bytes / memory.total
     fitting = [each for each in seen if each[1].total <= request.memory_bytes]
     if not fitting:
         least = min((each[1] for each in seen), key=lambda memory: memory.total)
@@ -83,7 +83,7 @@ def solve_within_memory(
     return _bounded(solution, bound), memory
 
 
-_MEMORY_ROUNDS = 8
+_MEMORY_ROUNDS = 6
 
 
 def _bounded(solution: Solution, bound: float) -> Solution:
@@ -91,7 +91,9 @@ def _bounded(solution: Solution, bound: float) -> Solution:
     proof = solution.certificate
     gap = max(0.0, (proof.objective - bound) / proof.objective) if proof.objective else 0.0
     gap = 0.0 if gap < 1e-9 else gap
-    return replace(solution, certificate=replace(proof, bound=min(bound, proof.objective), gap=gap))
+    status = proof.status if gap == 0.0 else "memory limit"
+    proof = replace(proof, bound=min(bound, proof.objective), gap=gap, status=status)
+    return replace(solution, certificate=proof)
 
 
 def _frugal(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
 
 from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Layout, Partial, Split, chunk_range, local_ranges
@@ -227,6 +228,7 @@ class _Scatter(torch.autograd.Function):
         return tuple(shard(whole, layout, mesh, rank).clone() for rank in range(mesh.num_devices))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return join(list(grads), ctx.layout, ctx.mesh, tuple(ctx.shape)), None, None
 
@@ -240,6 +242,7 @@ class _Gather(torch.autograd.Function):
         return values[0].clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         return (grad,) * ctx.count
 
