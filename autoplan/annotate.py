@@ -314,12 +314,15 @@ class _Annotator:
     def _values_with_hints(self) -> dict[tuple[str, int], list[Hint]]:
         """The results of hinted modules, and hinted arguments."""
         pinned: dict[tuple[str, int], list[Hint]] = {}
-        arguments = {each.path: each.node for each in self.captured.inputs_of("input")}
+        arguments = {
+            **{name: tensor_of(node) for name, node in self.captured.named_outputs.items()},
+            **{each.path: (each.node, 0) for each in self.captured.inputs_of("input")},
+        }
         for hint in self.hints:
             if hint.at != "value":
                 continue
             if hint.pattern in arguments:
-                pinned.setdefault((arguments[hint.pattern], 0), []).append(hint)
+                pinned.setdefault(arguments[hint.pattern], []).append(hint)
                 continue
             for node in results_of(self.captured.graph, hint.pattern):
                 pinned.setdefault(tensor_of(node), []).append(hint)

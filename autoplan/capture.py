@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree  # public use in torch.export's own do
 
 from autoplan import cleanup
 from autoplan.errors import CaptureError
+from autoplan.strategies.random import RANDOM_OPS
 from autoplan.strategies.rule import TensorMeta
 
 Kind = Literal["parameter", "buffer", "constant", "input"]
@@ -64,6 +65,14 @@ class Captured:
     def output_nodes(self) -> tuple[Any, ...]:
         """Flat outputs: nodes, or plain values that do not depend on tensors."""
         return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    @property
+    def named_outputs(self) -> dict[str, fx.Node]:
+        """Tensor outputs by name: `output`, or `output.0`, `output.1`, ... of several."""
+        nodes = self.output_nodes
+        if len(nodes) == 1:
+            return {"output": nodes[0]} if isinstance(nodes[0], fx.Node) else {}
+        return {f"output.{i}": each for i, each in enumerate(nodes) if isinstance(each, fx.Node)}
 
     def inputs_of(self, kind: Kind) -> tuple[GraphInput, ...]:
         return tuple(each for each in self.inputs if each.kind == kind)
@@ -218,6 +227,7 @@ def _clean(
         constants = {name: _double(value) for name, value in constants.items()}
     cleanup.forget_devices(graph)
     cleanup.drop_no_ops(graph)
+    cleanup.refuse_unkeyed_random(graph, RANDOM_OPS)
     cleanup.use_causal_flag(graph, constants)
     cleanup.split_fused_projections(graph)
     cleanup.drop_unused(graph, kinds, aliases)

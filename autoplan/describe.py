@@ -140,6 +140,10 @@ def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow
         if results and path not in rows:
             source = annotated.values[tensor_of(results[-1])]
             add(path, "module", source.site, source.output)
+    for name, node in annotated.captured.named_outputs.items():
+        source = annotated.values[tensor_of(node)]
+        if name not in rows:
+            add(name, "output", source.site, source.output)
     yield from rows.values()
 
 

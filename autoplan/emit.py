@@ -320,7 +320,8 @@ def _fill(tree: Any, operands: Sequence[Any]) -> Any:
 
 
 def _last_node(graph: fx.Graph) -> fx.Node:
-    return graph._root.prev
+    last: fx.Node = next(iter(reversed(graph.nodes)))
+    return last
 
 
 def _note_new_nodes(graph: fx.Graph, after: fx.Node, note: str, last: fx.Node) -> None:

@@ -81,7 +81,6 @@ class ParallelModule(nn.Module):
         object.__setattr__(self, "_structure", structure_of(model))
         object.__setattr__(self, "_weights", model)
         self._storage: dict[str, Layout] = {}
-        self._buffer_paths: dict[str, str] = {}
         self._seen: set[Any] = set()
         self._without_batch: dict[Any, frozenset[int]] = {}
         self.training = model.training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,19 +47,32 @@ def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
     best: Planned | None = None
     failure: HintError | InfeasibleError | None = None
     baseline = _baseline(captured, request)
+    bounds: list[float] = []
     for choice in request.meshes:
         try:
             planned = _plan_on_mesh(captured, request, choice, model, baseline)
         except (HintError, InfeasibleError) as error:
             failure = failure or error
             continue
+        bounds.append(planned.plan.certificate.bound)
         # Meshes come by number of axes: of equal plans the one with fewer axes stays.
         if best is None or planned.plan.step_time_s < best.plan.step_time_s * (1 - 1e-9):
             best = planned
     if best is None:
         assert failure is not None
         raise failure
-    return best
+    return _bounded_by_all(best, bounds)
+
+
+def _bounded_by_all(best: Planned, bounds: Sequence[float]) -> Planned:
+    """The best plan with the bound of the whole search: the least of all meshes' bounds."""
+    proof = best.plan.certificate
+    bound = min(bounds)
+    if bound >= proof.bound:
+        return best
+    gap = max(0.0, (proof.objective - bound) / proof.objective)
+    proof = msgspec.structs.replace(proof, bound=bound, gap=0.0 if gap < 1e-9 else gap)
+    return replace(best, plan=msgspec.structs.replace(best.plan, certificate=proof))
 
 
 def _plan_on_mesh(
@@ -88,7 +101,10 @@ def user_hints(captured: Captured, request: Request, choice: MeshChoice) -> tupl
         choice.mesh,
         parameters,
         module_paths(captured),
-        {each.path: len(each.meta.shape) for each in captured.inputs_of("input")},
+        {
+            **{name: node.meta["val"].ndim for name, node in captured.named_outputs.items()},
+            **{each.path: len(each.meta.shape) for each in captured.inputs_of("input")},
+        },
         choice.named,
     )
     return tuple(

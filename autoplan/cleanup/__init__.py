@@ -13,6 +13,7 @@ from autoplan.cleanup.simplify import (
     drop_unused,
     forget_devices,
     refuse_dynamic_shapes,
+    refuse_unkeyed_random,
 )
 from autoplan.cleanup.state import functionalize, share_tied_parameters
 from autoplan.cleanup.types import compute_in_double, mark_gradients
@@ -29,6 +30,7 @@ __all__ = [
     "inline_regions",
     "mark_gradients",
     "refuse_dynamic_shapes",
+    "refuse_unkeyed_random",
     "share_tied_parameters",
     "split_fused_projections",
     "use_causal_flag",

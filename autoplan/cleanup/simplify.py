@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,23 @@ def refuse_dynamic_shapes(graph: fx.Graph) -> None:
                     f"the shape of {node.target} depends on data{at(node)}; a plan needs fixed "
                     "shapes: use a mask, torch.where, or compute it outside the model."
                 )
+
+
+_DROPOUTS = tuple(
+    f"aten.{kind}.default"
+    for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+)
+
+
+def refuse_unkeyed_random(graph: fx.Graph, keyed: Container[str]) -> None:
+    """Raise CaptureError at an op that draws from torch's generator: ranks would draw apart."""
+    for node in graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and str(node.target) not in keyed:
+            raise CaptureError(
+                f"{node.target} draws random numbers{at(node)}; only dropout and attention's "
+                "dropout are drawn alike on every rank: draw outside the model and pass the result in."
+            )
 
 
 def drop_no_ops(graph: fx.Graph, aliases_only: bool = False) -> None:
@@ -97,7 +114,7 @@ def _is_no_op(node: fx.Node) -> bool:
         "flatten",
     ):
         return same
-    if name in ("aten.dropout.default", "aten.feature_dropout.default"):
+    if name in _DROPOUTS:
         return not node.args[1] or not node.args[2]
     return False
 

@@ -64,7 +64,26 @@ def functionalize(graph: fx.Graph, kinds: Mapping[str, tuple[str, str]]) -> None
                 )
             raise CaptureError(f"{written.name} is changed in place{at(node)}; copy it first.")
         node.target = twin
+        node = _keep_type(graph, node, written)
         written.replace_all_uses_with(node, delete_user_cb=lambda u, n=node: _after(u, n))
+
+
+def _keep_type(graph: fx.Graph, node: fx.Node, written: fx.Node) -> fx.Node:
+    """In place the result has the type of what was written to; out of place types promote."""
+    value = written.meta["val"]
+    others = [each.meta["val"] for each in node.all_input_nodes]
+    natural = value.dtype
+    for each in others:
+        natural = (
+            torch.promote_types(natural, each.dtype) if each.ndim or not value.ndim else natural
+        )
+    if natural == value.dtype:
+        return node
+    with graph.inserting_after(node):
+        cast = graph.call_function(torch.ops.aten.to.dtype, (node, value.dtype))
+    cast.meta.update(node.meta)
+    node.meta["val"] = torch.empty(node.meta["val"].shape, dtype=natural, device="meta")
+    return cast
 
 
 def _is_view(node: fx.Node) -> bool:
