@@ -253,7 +253,12 @@ class _Annotator:
             return  # a replicated constant or argument: each reader slices for free
         for hint in pins:
             kept = [c for c in candidates if _accepts_resolved(hint, self.mesh, c.outputs[0], meta)]
-            if not kept and hint.required and node.op == "placeholder" and _only_splits(hint):
+            alone = [
+                c
+                for c in self._boxes[key]
+                if _accepts_resolved(hint, self.mesh, c.outputs[0], meta)
+            ]
+            if not alone and hint.required and node.op == "placeholder" and _only_splits(hint):
                 raise HintError(_unsplittable(hint, self.mesh, path, meta))
             candidates = self._keep(candidates, kept, hint, path)
         at = len(self.sites)

@@ -73,6 +73,8 @@ def parse_hints(
             )
         origin = f"{pattern!r}: {value!r}"
         names = fnmatch.filter(parameters, pattern) or [p for p in parameters if p == pattern]
+        if pattern.split(".")[-1] == "*" and _siblings(pattern, modules):
+            names = []  # `layers.*` means the layers, not every parameter below them
         if names:
             ndims = {parameters[name] for name in names}
             for ndim in sorted(ndims):
@@ -81,7 +83,8 @@ def parse_hints(
                     if parameters[name] == ndim:
                         result.append(Hint(name, "storage", allowed, origin))
             continue
-        matched = fnmatch.filter(arguments, pattern) or fnmatch.filter(modules, pattern)
+        matched = fnmatch.filter(arguments, pattern) or _siblings(pattern, modules)
+        matched = matched or fnmatch.filter(modules, pattern)
         if not matched:
             raise HintError(_no_match(pattern, [*parameters, *modules, *arguments]))
         for name in matched:
@@ -91,6 +94,17 @@ def parse_hints(
                 )
             )
     return tuple(result)
+
+
+def _siblings(pattern: str, modules: Sequence[str]) -> list[str]:
+    """Modules that match `pattern` name by name, a `*` within one name only."""
+    names = pattern.split(".")
+    return [
+        path
+        for path in modules
+        if path.count(".") == pattern.count(".")
+        and all(map(fnmatch.fnmatchcase, path.split("."), names))
+    ]
 
 
 def _no_match(pattern: str, known: list[str]) -> str:

@@ -149,8 +149,9 @@ def _collectives(console: Console, plan: Plan) -> None:
     console.print(table, markup=False, highlight=False)
     step = [row for row in plan.collectives if row.phase != "outputs"]
     moved = sum(row.bytes * row.count for row in step)
+    count = sum(row.count for row in step)
     console.print(
-        f"  a step: {sum(row.count for row in step)} collectives, {size(moved)}, "
+        f"  a step: {count} collective{'s' * (count != 1)}, {size(moved)}, "
         f"{seconds(sum(row.time_s for row in step))}",
         highlight=False,
     )

@@ -62,8 +62,6 @@ def solve_within_memory(
         else:
             memory = peak_memory(annotated, solution.choices, pricer)
             seen.append((solution, memory))
-            if limit == request.memory_bytes:
-                bound = max(bound, solution.certificate.bound)
             if memory.total <= request.memory_bytes:
                 fits = limit
                 if solution.certificate.objective <= bound * (1 + 1e-9):

@@ -77,7 +77,8 @@ def _evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         kwargs["device"] = torch.device("cpu")
     assert callable(node.target)
     pointwise = isinstance(node.target, torch._ops.OpOverload) and (
-        torch.Tag.pointwise in node.target.tags or "to.dtype" in str(node.target)
+        torch.Tag.pointwise in node.target.tags
+        or str(node.target).startswith(("aten.to.dtype", "aten.__and__", "aten.__or__"))
     )
     if pointwise:
         shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]

@@ -51,7 +51,8 @@ def refuse_unkeyed_random(graph: fx.Graph, keyed: Container[str]) -> None:
         if torch.Tag.nondeterministic_seeded in tags and str(node.target) not in keyed:
             raise CaptureError(
                 f"{node.target} draws random numbers{at(node)}; only dropout and attention's "
-                "dropout are drawn alike on every rank: draw outside the model and pass the result in."
+                "dropout are drawn alike on every rank: draw outside the model and pass the result "
+                "in."
             )
 
 

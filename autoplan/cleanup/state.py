@@ -82,6 +82,7 @@ def _keep_type(graph: fx.Graph, node: fx.Node, written: fx.Node) -> fx.Node:
     with graph.inserting_after(node):
         cast = graph.call_function(torch.ops.aten.to.dtype, (node, value.dtype))
     cast.meta.update(node.meta)
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
     node.meta["val"] = torch.empty(node.meta["val"].shape, dtype=natural, device="meta")
     return cast
 

@@ -52,7 +52,7 @@ class Program:
     def code(self) -> str:
         """Python text of the three parts, each line with its module path and layout."""
         parts = (("prologue", self.prologue), ("body", self.body), ("epilogue", self.epilogue))
-        return "\n\n".join(annotated_code(name, module) for name, module in parts)
+        return "\n\n".join(annotated_code(name, module) for name, module in parts) + "\n"
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def check(model: str, mesh: str, seed: int, microbatches: int) -> None:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     ("mesh", "seed", "microbatches"),
-    [("3", 0, 1), ("2 x 2", 1, 2), ("2 x 2", 2, 1), ("2 x 3", 3, 1)],
+    [("3", 0, 1), ("2 x 2", 1, 2), ("2 x 3", 3, 1)],
 )
 def test_any_choice_computes_what_the_model_computes(
     model: str, mesh: str, seed: int, microbatches: int

@@ -292,8 +292,10 @@ def test_a_plan_that_does_not_fit(plan: autoplan.Plan, tmp_path: Path) -> None:
     with pytest.raises(PlanFileError) as error:
         autoplan.parallelize(Mlp(), *example, plan=autoplan.load_plan(path))
     says(error, ["(S(7)) -> (B)", "fc1.weight", "this model allows"])
-    with pytest.raises(AutoplanError, match="load_plan"):
-        autoplan.parallelize(Mlp(), *example, plan=str(path))  # type: ignore[arg-type]
+    plan.save(path)
+    assert autoplan.parallelize(Mlp(), *example, plan=path).verify(*example).ok
+    with pytest.raises(AutoplanError, match="plan"):
+        autoplan.parallelize(Mlp(), *example, plan=4)  # type: ignore[arg-type]
 
 
 def test_layouts_of_unknown_paths(plan: autoplan.Plan) -> None:

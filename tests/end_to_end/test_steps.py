@@ -237,3 +237,13 @@ def test_state_dict_keys_are_the_models_own() -> None:
         fresh = build()
         fresh.load_state_dict(module.full_state_dict())
         module.load_full_state_dict(fresh.state_dict())
+
+
+def test_a_gradient_of_a_gradient_is_refused_in_simulation() -> None:
+    """It would come out wrong; on real ranks it is right (test_training)."""
+    (x, y), _ = vector_batch()
+    x.requires_grad_()
+    module = autoplan.parallelize(seeded(Mlp), (x, y), devices=4, cluster=ideal_cluster(4))
+    [slope] = torch.autograd.grad(module(x, y), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()

@@ -268,17 +268,20 @@ def round_trip(rank: int, ranks: int, preset: str) -> dict[str, Any]:
 
 
 def input_gradients(rank: int, ranks: int, options: dict[str, Any]) -> float:
-    """Error of the gradient of an argument of the model."""
+    """Error of an argument's gradient, and of the weights' gradients of a gradient penalty."""
     case = Case("mlp")
     (x, y), _ = batch_of(case)
-    given, true = x.clone().requires_grad_(), x.clone().requires_grad_()
-    module = autoplan.parallelize(build(case), (given, y), devices=ranks, **options)
-    original = build(case)
-    module(given, y).backward()
-    original(true, y).backward()
-    assert given.grad is not None
-    assert true.grad is not None
-    return error(given.grad, true.grad)
+    x.requires_grad_()
+    slopes, penalties = [], []
+    for model in (
+        autoplan.parallelize(build(case), (x, y), devices=ranks, **options),
+        build(case),
+    ):
+        [slope] = torch.autograd.grad(model(x, y), x, create_graph=True)
+        slope.square().sum().backward()
+        slopes.append(slope.detach())
+        penalties.append(gradients(model))
+    return max(error(*slopes), *errors(*penalties).values())
 
 
 def from_file(rank: int, ranks: int, folder: str) -> str:

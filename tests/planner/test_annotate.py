@@ -202,7 +202,6 @@ def test_the_loss_is_the_first_scalar_with_a_gradient(graphs: dict[str, Any]) ->
     assert annotated.outputs[0][1].shape == ()
 
 
-@pytest.mark.xfail(reason="bug 8: candidates shared between dtypes, prices memoised by them")
 def test_box_candidates_know_their_dtype() -> None:
     """Two tensors of one shape, kept by two readers each, in 2 and in 8 bytes a number."""
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from autoplan.annotate import annotate
+from autoplan.boxing import Router
 from autoplan.capture import capture
 from autoplan.cost_models import Roofline, load_cluster
 from autoplan.formulate import formulate, priced_outputs, repeated_blocks
@@ -137,22 +138,24 @@ def price(annotated: Annotated, choices: Any, pricer: Pricer, whole_outputs: boo
     """Ops x runs, every boxing's price as the sum of its path, and the optimizer's passes."""
     chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
 
-    def boxing_s(source: Layout, target: Layout, meta: Any) -> float:
-        path = pricer.router.path(source, target, meta.shape, meta.itemsize, meta.requires_grad)
+    def boxing_s(router: Router, source: Layout, target: Layout, meta: Any) -> float:
+        path = router.path(source, target, meta.shape, meta.itemsize, meta.requires_grad)
         assert not path or (path[0].source, path[-1].target) == (source, target)
         total = 0.0
         for move in path:
             size = move.whole_bytes(meta.shape, meta.itemsize, pricer.mesh)
             axis = pricer.mesh.axes[move.axis]
             for action in move.actions(meta.requires_grad):
-                total += pricer._step_price(action, axis, size)
+                total += router._price(action, axis, size)
         return total
 
     total = 0.0
     for site, candidate in zip(annotated.sites, chosen, strict=True):
         meta = site.outputs[0]
         if site.kind == "parameter":
-            total += boxing_s(candidate.storage, candidate.outputs[0], meta)
+            total += boxing_s(
+                pricer.routers.prologue, candidate.storage, candidate.outputs[0], meta
+            )
             total += pricer.optimizer_time_s(meta, candidate.storage)
         if site.call is not None:
             total += pricer.runs(site) * math.fsum(pricer.op_times_s(site, candidate))
@@ -161,13 +164,16 @@ def price(annotated: Annotated, choices: Any, pricer: Pricer, whole_outputs: boo
             before = chosen[source.site].outputs[source.output]
             runs = 1 if origin.parameter_only else pricer.setting.microbatches
             total += runs * boxing_s(
-                before, candidate.inputs[position], origin.outputs[source.output]
+                pricer.router(origin, site),
+                before,
+                candidate.inputs[position],
+                origin.outputs[source.output],
             )
     whole = Layout((B,) * pricer.mesh.ndim)
     for source, meta in priced_outputs(annotated, whole_outputs):
         origin = annotated.sites[source.site]
         before = chosen[source.site].outputs[source.output]
-        total += pricer.runs(origin) * boxing_s(before, whole, meta)
+        total += pricer.runs(origin) * boxing_s(pricer.routers.body, before, whole, meta)
     return total
 
 

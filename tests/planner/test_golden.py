@@ -27,8 +27,8 @@ def module() -> autoplan.ParallelModule:
         (torch.randn(6, 4),),
         devices=2,
         cluster="cpu",
-        parallel={"mesh": {"tensor": 2}},
-        hints={"up.weight": "S(0)", "up": "S(1)", "down.weight": "S(1)"},
+        parallel={"tensor": {"size": 2, "mode": "1d"}},
+        hints={"up": "S(1)"},
     )
 
 

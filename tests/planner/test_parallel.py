@@ -12,6 +12,7 @@ import autoplan
 from autoplan.errors import ConfigError
 from autoplan.mesh import Mesh
 from autoplan.parallel import mesh_choices
+from autoplan.request import read_bytes
 from tests.planner.models import MLP
 
 ONE_D = {"size": 2, "mode": "1d"}
@@ -130,7 +131,7 @@ def test_unknown_presets_are_refused() -> None:
         ({"memory": -1}, "got -1"),
         ({"memory": float("nan")}, "got nan"),
         *(
-            pytest.param(given, ".", marks=pytest.mark.xfail(reason="bug 11: no ConfigError"))
+            pytest.param(given, ".")
             for given in (
                 {"memory": "1.2.3GB"},
                 {"memory": float("inf")},
@@ -159,6 +160,4 @@ def test_a_batch_that_is_no_multiple_of_the_microbatches() -> None:
     [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("300 mb", 3 * 10**8), (1e6, 10**6), (7, 7)],
 )
 def test_memory_reads_numbers_and_units(text: Any, size: int) -> None:
-    from autoplan.planning import read_bytes
-
     assert read_bytes(text) == size

@@ -45,7 +45,6 @@ def test_save_and_load(plan: Plan, gpt2_plan: Plan, tmp_path: Path) -> None:
         assert decode_plan(encode_plan(each), "text") == each
 
 
-@pytest.mark.xfail(reason="bug 17: an op's seconds are the whole number 0 where nothing runs")
 def test_saving_what_was_loaded_gives_the_same_bytes(gpt2_plan: Plan) -> None:
     text = encode_plan(gpt2_plan)
     assert encode_plan(decode_plan(text, "text")) == text

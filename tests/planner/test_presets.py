@@ -11,7 +11,8 @@ import autoplan
 from autoplan.capture import Captured, capture
 from autoplan.layouts import BP, B, Layout, S
 from autoplan.plan import Plan
-from autoplan.planning import make_request, plan_captured
+from autoplan.planning import plan_captured
+from autoplan.request import make_request
 from tests.planner.models import gpt2, llama, token_ids
 
 WHOLE = {(B,), (BP,)}
