@@ -20,7 +20,8 @@ from autoplan.runtime.reference import KeyedDropout, materialize, run_reference
 from autoplan.runtime.simulation import join, shard
 
 if TYPE_CHECKING:
-    from autoplan.module import Entry, ParallelModule
+    from autoplan.module import ParallelModule
+    from autoplan.planned import Entry
     from autoplan.runtime.batches import Example
 
 
