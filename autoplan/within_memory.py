@@ -52,13 +52,15 @@ def solve_within_memory(
     seen = [(solution, memory), *_frugal(annotated, pricer, free, classes, request)]
     bound = solution.certificate.bound
     # `fits` is the largest limit known to give a plan that fits, `over` the smallest that does not.
-    fits, over = 0.0, math.inf
+    sums = [free.memory(each.choices) for each, peak in seen if peak.total <= request.memory_bytes]
+    fits, over = min(sums, default=0.0), math.inf
     limit = float(request.memory_bytes)
     for _ in range(_MEMORY_ROUNDS):
+        guess = math.nan
         try:
             solution = solve(replace(free, memory_limit=limit), classes, request.time_limit_s)
         except InfeasibleError:
-            fits = limit  # too tight for the sum; as good as fitting for the bisection
+            fits = limit  # too tight for the sum: only larger limits are of use
         else:
             memory = peak_memory(annotated, solution.choices, pricer)
             seen.append((solution, memory))
@@ -67,12 +69,14 @@ def solve_within_memory(
                 if solution.certificate.objective <= bound * (1 + 1e-9):
                     break
             else:
-                over = limit
+                over = min(limit, over)
+                # What the sum does not see is about the same for the next plan.
+                guess = request.memory_bytes - (memory.total - free.memory(solution.choices))
         if math.isinf(over):
             over = 2 * limit
         if over - fits < 0.02 * request.memory_bytes:
             break
-        limit = (fits + over) / 2 if fits else limit * request.memory_bytes / memory.total
+        limit = guess if fits < guess < 0.98 * over else (fits + over) / 2
     fitting = [each for each in seen if each[1].total <= request.memory_bytes]
     if not fitting:
         least = min((each[1] for each in seen), key=lambda memory: memory.total)
@@ -81,7 +85,7 @@ def solve_within_memory(
     return _bounded(solution, bound), memory
 
 
-_MEMORY_ROUNDS = 6
+_MEMORY_ROUNDS = 8
 
 
 def _bounded(solution: Solution, bound: float) -> Solution:
