@@ -187,45 +187,6 @@ class ParallelModule(PlannedModule):
         example: Example = (tuple(args), dict(kwargs))
         return verify(self, self._entry_for_call(example), example, tolerance)
 
-    def full_state_dict(self) -> dict[str, Tensor]:
-        """The original model's state dict, whole, on the CPU of every rank."""
-        executor = self._live_executor
-        result: dict[str, Tensor] = {}
-        aliases = self._first.captured.aliases
-        for path, value in self.state_dict(keep_vars=True).items():
-            if isinstance(value, nn.Parameter):
-                value = executor.whole(value, self._storage[aliases.get(path, path)])
-            result[path] = value.detach().cpu().clone()
-        return result
-
-    def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the original model's state dict, given whole on every rank.
-
-        Raises InputError for missing, unknown or misshapen entries, before anything is changed.
-        """
-        executor = self._live_executor
-        own = self.state_dict(keep_vars=True)
-        problems = [f"missing {path!r}" for path in own if path not in state]
-        problems += [f"unknown {path!r}" for path in state if path not in own]
-        problems += [
-            f"{path!r} is {tuple(state[path].shape)}, expected {tuple(own[path].shape)}"
-            for path in own
-            if path in state and state[path].shape != own[path].shape
-        ]
-        if problems:
-            raise InputError(
-                f"state dict does not fit {self._model_name}: {'; '.join(problems[:5])}."
-            )
-        aliases = self._first.captured.aliases
-        with torch.no_grad():
-            for path, value in own.items():
-                if isinstance(value, nn.Parameter):
-                    layout = self._storage[aliases.get(path, path)]
-                    source = state[path].to(value.dtype)
-                    value.copy_(executor.parameter(source, layout, False))
-                else:
-                    value.copy_(state[path])
-
 
 def parallelize(
     model: nn.Module,

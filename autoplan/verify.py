@@ -20,8 +20,7 @@ from autoplan.runtime.reference import KeyedDropout, materialize, run_reference
 from autoplan.runtime.simulation import join, shard
 
 if TYPE_CHECKING:
-    from autoplan.module import ParallelModule
-    from autoplan.planned import Entry
+    from autoplan.planned import Entry, PlannedModule
     from autoplan.runtime.batches import Example
 
 
@@ -94,7 +93,7 @@ def relative_error(value: Tensor | None, truth: Tensor | None, floor: float = 0.
     return error if error == error else float("inf")
 
 
-def verify(module: ParallelModule, entry: Entry, example: Example, tolerance: float) -> Check:
+def verify(module: PlannedModule, entry: Entry, example: Example, tolerance: float) -> Check:
     """Run both on `example` and compare; the module's own gradients are left as they are."""
     executor = module._live_executor
     programs = [in_double_program(program) for program in entry.programs]
@@ -210,7 +209,7 @@ def _doubled(tree: Any) -> Any:
     return pytree.tree_map(widen, tree)
 
 
-def _whole_example(module: ParallelModule, example: Example) -> Example:
+def _whole_example(module: PlannedModule, example: Example) -> Example:
     """The whole batch, where every rank was given its own part."""
     if not module._request.local_inputs:
         return example
@@ -248,7 +247,7 @@ def _backward(outputs: Sequence[Any], loss: int | None) -> None:
 
 
 def _first_difference(
-    module: ParallelModule,
+    module: PlannedModule,
     entry: Entry,
     example: Example,
     state: dict[str, Tensor],
@@ -273,7 +272,7 @@ def _first_difference(
 
 
 def _error_of(
-    module: ParallelModule, values: list[Any], layout: Layout, truth: Tensor
+    module: PlannedModule, values: list[Any], layout: Layout, truth: Tensor
 ) -> float | None:
     executor = module._live_executor
     if not isinstance(values[0], Tensor) or not isinstance(truth, Tensor):
@@ -310,7 +309,7 @@ def _summed(
 
 
 def _run_captured(
-    module: ParallelModule, entry: Entry, example: Example, state: dict[str, Tensor], step: int
+    module: PlannedModule, entry: Entry, example: Example, state: dict[str, Tensor], step: int
 ) -> dict[str, Any]:
     """Every node's value when the captured graph runs on one device in float64, dropout keyed."""
     captured = in_double(entry.captured)
