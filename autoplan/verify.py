@@ -16,7 +16,7 @@ from autoplan.cleanup import compute_in_double
 from autoplan.layouts import Layout, Partial
 from autoplan.runtime.executor import SimulatedExecutor
 from autoplan.runtime.program import Constant, Program
-from autoplan.runtime.reference import KeyedDropout, materialize, run_reference
+from autoplan.runtime.reference import ReferenceMode, materialize, run_reference
 from autoplan.runtime.simulation import join, shard
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _run_captured(
 ) -> dict[str, Any]:
     """Every node's value when the captured graph runs on one device in float64, dropout keyed."""
     captured = in_double(entry.captured)
-    dropout = KeyedDropout(module._seed, step)
+    mode = ReferenceMode(module._seed, step)
     leaves = pytree.tree_leaves(example)
     values: dict[fx.Node, Any] = {}
     given = {each.node: each for each in captured.inputs}
@@ -334,18 +334,14 @@ def _run_captured(
             args = fx.node.map_arg(node.args, values.__getitem__)
             kwargs = dict(fx.node.map_arg(node.kwargs, values.__getitem__))
             kwargs.pop("device", None)
-            with torch.no_grad():
-                values[node] = _call(node, args, kwargs, dropout)
+            with torch.no_grad(), mode:
+                values[node] = _call(node, args, kwargs)
     return {names[node]: value for node, value in values.items()}
 
 
-def _call(node: fx.Node, args: Any, kwargs: Any, dropout: KeyedDropout) -> Any:
+def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     """One op of the captured graph; a view may meet strides that fake tensors did not have."""
     if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
         return torch.ops.aten.reshape.default(*args, **kwargs)
-    if node.target == torch.ops.aten.dropout.default:
-        return dropout.dropout(*args, **kwargs)
-    if node.target == torch.ops.aten.scaled_dot_product_attention.default:
-        return dropout.attention(*args, **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import autoplan
 from tests.models import gpt2, ideal_cluster, language_batch
@@ -81,3 +82,15 @@ def test_dropped_rate_is_that_asked_for() -> None:
     torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / 0.75))
     for dim in (0, 1):  # no row and no column of its own
         assert 0.5 < float(kept.double().mean(dim).min()) < 0.75
+
+
+def test_dropout_inside_torchs_own_layers_is_keyed_too() -> None:
+    """Encoder layers call attention and dropout from within other functions of torch."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.2, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Linear(16, 3)).train()
+    x = torch.randn(6, 5, 16)
+    for preset in ("ddp", "megatron"):
+        module = autoplan.parallelize(model, (x,), devices=2, preset=preset)
+        assert module.verify((x,)).ok
+        assert not torch.equal(module(x), module(x))
