@@ -131,6 +131,7 @@ RULES: dict[str, Rule] = {
     "aten.reshape.default": _RESHAPE,
     "aten._unsafe_view.default": _RESHAPE,
     "aten.flatten.using_ints": _RESHAPE,
+    "aten.unflatten.int": _RESHAPE,
     "aten.unsqueeze.default": _RESHAPE,
     "aten.squeeze.dim": _RESHAPE,
     "aten.squeeze.dims": _RESHAPE,

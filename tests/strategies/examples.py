@@ -263,6 +263,8 @@ _add(
     all=(lambda x: x.flatten(), real(4, 5)),
     middle=(lambda x: x.flatten(1, 2), real(3, 4, 2, 7)),
 )
+_add("unflatten.int", last=(lambda x: x.unflatten(-1, (3, 4)), real(5, 12)))
+_add("unflatten.int", first=(lambda x: x.unflatten(0, (4, 2)), real(8, 3)))
 _add("unsqueeze.default", first=(lambda x: x.unsqueeze(0), real(5, 4)))
 _add("unsqueeze.default", last=(lambda x: x.unsqueeze(-1), real(5, 4)))
 _add("squeeze.dim", middle=(lambda x: x.squeeze(1), real(5, 1, 4)))
