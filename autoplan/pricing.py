@@ -261,11 +261,11 @@ def local_work(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[Work, Work
     dtype = dtype_name(call.inputs[0] if call.inputs else call.outputs[0])
     share = _share(site, candidate, mesh)
     flops = share * (rule.total_flops(call) if rule is not None else float(call.outputs[0].numel))
-    read = range(len(call.inputs)) if rule is None or rule.reads is None else rule.reads
     moved = float(
-        _bytes([call.inputs[i] for i in read], [candidate.inputs[i] for i in read], mesh)
-        + _bytes(call.outputs, candidate.outputs, mesh)
+        _bytes(call.inputs, candidate.inputs, mesh) + _bytes(call.outputs, candidate.outputs, mesh)
     )
+    if rule is not None and rule.kind != "free" and call.op == "aten.embedding.default":
+        moved = 2.0 * _bytes(call.outputs, candidate.outputs, mesh)
     forward = Work(kind, flops, moved, dtype)  # type: ignore[arg-type]
     if not any(meta.requires_grad for meta in call.outputs):
         return forward, None

@@ -42,7 +42,6 @@ RULES: dict[str, Rule] = {
         sums=True,
         partial=(frozenset({0}),),
         saves=(1,),
-        reads=(1,),
         program=_vocabulary_parallel,
         flops=_flops,
     ),

@@ -104,8 +104,6 @@ class Rule:
     sums: whether an index missing from the output is summed over (then it leaves P).
     completes: indices that the program reduces itself, so that the output lies B, not P.
     saves: tensors that autograd keeps for backward: input positions, and "output".
-    reads: positions of the inputs that the op reads whole; None means all. A look-up reads as
-        much of its table as it writes.
     sizes: position of the argument that holds the output's shape, to be rewritten.
     program: the local program, where it is not the op itself on shards.
     programs_for: the indices for which `program` is needed; None means always.
@@ -120,7 +118,6 @@ class Rule:
     sums: bool = False
     completes: frozenset[str] = frozenset()
     saves: tuple[int | str, ...] | Callable[[OpCall], tuple[int | str, ...]] = ()
-    reads: tuple[int, ...] | None = None
     sizes: int | None = None
     program: Program | None = None
     programs_for: frozenset[str] | None = None
