@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoplan.layouts import Layout
+from autoplan.layouts import Broadcast, Layout, Split
 from autoplan.plan import Memory
 from autoplan.pricing import Pricer
 from autoplan.sites import Annotated, Candidate, Site
@@ -28,6 +28,11 @@ class _Liveness:
         self.chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
         self.pricer = pricer
         self.ends = 2 * len(self.sites)
+        self.last_reader = {
+            (source.site, source.output): reader
+            for reader, site in enumerate(self.sites)
+            for source in site.inputs
+        }
         self.base: dict[tuple[int, int], tuple[int, int]] = {}
         self.birth: dict[tuple[int, int], int] = {}
         self.death: dict[tuple[int, int], int] = {}
@@ -115,12 +120,7 @@ class _Liveness:
 
     def _last_reader_backward(self, at: int, output: int) -> int:
         """When the first gradient of an output arrives: the backward of its last reader."""
-        if not hasattr(self, "_last_reader"):
-            self._last_reader: dict[tuple[int, int], int] = {}
-            for reader, site in enumerate(self.sites):
-                for source in site.inputs:
-                    self._last_reader[source.site, source.output] = reader
-        return self.ends - 1 - self._last_reader.get((at, output), at)
+        return self.ends - 1 - self.last_reader.get((at, output), at)
 
     def _sweep(self) -> int:
         change = [0] * (self.ends + 2)
@@ -137,8 +137,6 @@ class _Liveness:
 
 def _copies(before: Layout, after: Layout) -> bool:
     """Whether boxing makes a new tensor; slices and changes of B to B/P are views."""
-    from autoplan.layouts import Broadcast, Split
-
     return any(
         a != b and not (isinstance(a, Broadcast) and isinstance(b, (Broadcast, Split)))
         for a, b in zip(before, after, strict=True)

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documen
 
 from autoplan.capture import in_double, without_key_value_cache
 from autoplan.cleanup import compute_in_double
-from autoplan.layouts import Layout, Partial
+from autoplan.layouts import B, Broadcast, Layout, Partial
+from autoplan.runtime.batches import Example, batch_size
 from autoplan.runtime.executor import SimulatedExecutor
 from autoplan.runtime.program import Constant, Program
 from autoplan.runtime.reference import ReferenceMode, materialize, run_reference
@@ -21,7 +22,6 @@ from autoplan.runtime.simulation import join, shard
 
 if TYPE_CHECKING:
     from autoplan.planned import Entry, PlannedModule
-    from autoplan.runtime.batches import Example
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,6 @@ def _whole_example(module: PlannedModule, example: Example) -> Example:
     """The whole batch, where every rank was given its own part."""
     if not module._request.local_inputs:
         return example
-    from autoplan.runtime.batches import batch_size
-
     batch = batch_size(example)
 
     def gather(leaf: Any) -> Any:
@@ -295,13 +293,13 @@ def _summed(
     for rank, value in enumerate(values):
         coordinates = mesh.coordinates(rank)
         counted = all(
-            at == 0 or not str(entry).startswith("B")
+            at == 0 or not isinstance(entry, Broadcast)
             for entry, at in zip(layout, coordinates, strict=True)
         )
         if counted:
             shard(
                 total,
-                Layout(e if not isinstance(e, Partial) else Layout.parse("B")[0] for e in layout),
+                Layout(B if isinstance(e, Partial) else e for e in layout),
                 mesh,
                 rank,
             ).add_(value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoplan.boxing import Step
-from autoplan.layouts import B, Layout, chunk_range, local_ranges, local_shape
+from autoplan.layouts import Layout, local_ranges, local_shape
 from autoplan.mesh import Mesh
 from autoplan.strategies.rule import OpCall, Rule
 
@@ -61,15 +61,6 @@ class LocalContext:
             size *= rows
         return size
 
-    def range_of(self, index: str, size: int) -> tuple[int, int]:
-        """Start and stop of this rank's part of an index of `size` that appears in no tensor."""
-        start, stop = 0, size
-        for axis in self.split.get(index, ()):
-            at = self.mesh.index(axis)
-            low, high = chunk_range(stop - start, self.mesh.sizes[at], self.coordinates[at])
-            start, stop = start + low, start + high
-        return start, stop
-
     def box(self, x: Any, step: Step) -> Any:
         """One boxing step inside the program, as emitted code writes it."""
         text = f"{step.source} -> {step.target}"
@@ -81,8 +72,3 @@ class LocalContext:
             position = self.rule.sizes
             args = (*args[:position], list(self.output_shape()), *args[position + 1 :])
         return self.target(*args, **kwargs)
-
-
-def replicated(ndim: int) -> Layout:
-    """The layout of a value that every rank holds whole, on a mesh of `ndim` axes."""
-    return Layout((B,) * ndim)

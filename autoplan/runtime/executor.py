@@ -17,8 +17,6 @@ from autoplan.runtime.communicator import Communicator, DistributedCommunicator,
 from autoplan.runtime.program import Program
 from autoplan.runtime.simulation import Simulator, gather, scatter, shard
 
-PARTS = ("prologue", "body", "epilogue")
-
 Watch = Callable[[fx.Node, list[Any]], None]
 
 
