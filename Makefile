@@ -5,7 +5,7 @@ python := .venv/bin/python
 installed := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench-planner clean
+.PHONY: help demo test test-all fuzz lint bench-planner clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,11 @@ test: $(installed) ## run the fast tests
 
 test-all: $(installed) ## run every test, the slow ones too
 	$(python) -m pytest -m "slow or not slow"
+
+N ?= 200
+
+fuzz: $(installed) ## run N random modules under random plans: make fuzz N=1000
+	$(python) -m tests.fuzz $(N)
 
 lint: $(installed) ## check style, format and types
 	$(python) -m ruff check .

@@ -11,6 +11,7 @@ from torch import nn
 from autoplan import module as _module
 from autoplan import planning as _planning
 from autoplan.cost_models import Cluster
+from autoplan.discover import Discovered, discover_rule
 from autoplan.errors import (
     AutoplanError,
     CaptureError,
@@ -21,12 +22,14 @@ from autoplan.errors import (
     LayoutError,
     PlanFileError,
     RuleError,
+    VerificationError,
 )
 from autoplan.hints import HintValue
 from autoplan.layouts import BP, B, Layout, P, S
 from autoplan.mesh import Mesh
 from autoplan.module import ParallelModule, StepResult
 from autoplan.plan import Plan, load_plan
+from autoplan.registry import register_rule
 from autoplan.verify import Check
 
 __version__ = "0.1.0"
@@ -41,6 +44,10 @@ __all__ = [
     "ParallelModule",
     "StepResult",
     "Check",
+    # rules of one's own ops
+    "register_rule",
+    "discover_rule",
+    "Discovered",
     # layouts and clusters
     "Layout",
     "S",
@@ -59,6 +66,7 @@ __all__ = [
     "LayoutError",
     "PlanFileError",
     "RuleError",
+    "VerificationError",
 ]
 
 

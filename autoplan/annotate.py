@@ -75,6 +75,7 @@ class _Annotator:
         self._boxes: dict[Any, tuple[Candidate, ...]] = {}
         self._kept: dict[Any, tuple[Candidate, ...]] = {}
         self.notes: list[str] = []
+        self.updated = frozenset(captured.updates)
         self._pinned_values = self._values_with_hints()
 
     def run(self) -> Annotated:
@@ -97,6 +98,10 @@ class _Annotator:
             outputs,
             loss,
             tuple(self.notes),
+            tuple(
+                (path, self._value(node), node_meta(node))
+                for path, node in self.captured.updated_buffers.items()
+            ),
         )
 
     # -- sites ------------------------------------------------------------------------------
@@ -119,7 +124,15 @@ class _Annotator:
         if kind == "input" and self.local_inputs and meta.shape:
             layout = Layout((Split(0),) * self.mesh.ndim)
         candidate = Candidate(tuple(map(str, layout)), (), (layout,))
-        self._add(node, kind, path, (), (meta,), (candidate,), parameter_only=kind != "input")
+        self._add(
+            node,
+            kind,
+            path,
+            (),
+            (meta,),
+            (candidate,),
+            parameter_only=kind != "input" and path not in self.updated,
+        )
 
     def _add_op(self, node: fx.Node) -> None:
         call, operands = describe(node)
@@ -159,24 +172,32 @@ class _Annotator:
         bound = rule.bound(call) if rule is not None else None
         found = []
         for per_axis in product(signatures(rule, call), repeat=self.mesh.ndim):
-            if self._cuts_cleanly(per_axis, call, bound):
+            labels = tuple(each.label for each in per_axis)
+            if rule is not None and rule.permits is not None and not rule.permits(labels):
+                continue
+            if bound is None or self._cuts_cleanly(per_axis, bound, rule):
                 found.append(_combine(per_axis, call))
         return rule, bound, tuple(found)
 
     def _cuts_cleanly(
-        self, per_axis: tuple[Signature, ...], call: OpCall, bound: Bound | None
+        self, per_axis: tuple[Signature, ...], bound: Bound, rule: Rule | None
     ) -> bool:
-        """No rank gets an empty shard, and merged dimensions cut where their factor does."""
+        """At least half of the ranks get rows; merged dimensions cut where their factor does."""
         for index in {each.label for each in per_axis}:
-            if bound is None or index not in bound.sizes:
+            if index not in bound.sizes:
                 continue
             parts = [n for s, n in zip(per_axis, self.mesh.sizes, strict=True) if s.label == index]
-            if not _every_part_full(bound.sizes[index], parts, even=index in bound.aligned):
+            if not _worth_cutting(
+                bound.sizes[index],
+                parts,
+                even=index in bound.aligned,
+                full=rule is not None and rule.fails_without(index),
+            ):
                 return False
         return True
 
     def _layouts(self, entries: Sequence[Any], meta: TensorMeta) -> list[Layout]:
-        """All layouts of a tensor in which no rank's shard is empty."""
+        """All layouts of a tensor in which enough ranks hold some of it."""
         result = []
         for combination in product(entries, repeat=self.mesh.ndim):
             layout = Layout(combination)
@@ -186,7 +207,9 @@ class _Annotator:
 
     def _full(self, layout: Layout, shape: tuple[int, ...]) -> bool:
         return all(
-            _every_part_full(size, [self.mesh.sizes[a] for a in layout.axes_of(dim)], even=False)
+            _worth_cutting(
+                size, [self.mesh.sizes[a] for a in layout.axes_of(dim)], even=False, full=False
+            )
             for dim, size in enumerate(shape)
         )
 
@@ -310,8 +333,8 @@ class _Annotator:
             return before
         if not kept:
             raise HintError(
-                f"hint {hint} leaves {path!r} no layout on mesh {self.mesh}: every rank must hold "
-                "a part of each split dimension, and other hints may already fix it. Drop or "
+                f"hint {hint} leaves {path!r} no layout on mesh {self.mesh}: enough ranks must "
+                "hold a part of each split dimension, and other hints may already fix it. Drop or "
                 "widen it."
             )
         return self._kept.setdefault((id(before), tuple(map(id, kept))), tuple(kept))
@@ -329,7 +352,7 @@ class _Annotator:
             if hint.pattern in arguments:
                 pinned.setdefault(arguments[hint.pattern], []).append(hint)
                 continue
-            for node in results_of(self.captured.graph, hint.pattern):
+            for node in results_of(self.captured, hint.pattern):
                 pinned.setdefault(tensor_of(node), []).append(hint)
         return pinned
 
@@ -354,19 +377,22 @@ def _occurrences(node: fx.Node, tree: Any) -> int:
     return int(tree is node)
 
 
-def _every_part_full(size: int, parts: Sequence[int], even: bool) -> bool:
-    """Whether cutting by `parts`, outermost first, leaves every rank rows (`even`: equally many).
+def _worth_cutting(size: int, parts: Sequence[int], even: bool, full: bool) -> bool:
+    """Whether cutting by `parts`, outermost first, leaves rows to half of each cut's parts.
 
-    A cut into ceil(size / n) rows makes parts of two sizes, full ones and a smaller last one.
+    A cut into ceil(size / n) rows makes full parts, one smaller part, and empty ones: 12 heads on 8
+    ranks are 2 for each of 6. `even`: equally many rows for all; `full`: some rows for all.
     """
     sizes = {size}
     for count in parts:
         cut: set[int] = set()
-        for whole in sizes:
+        for whole in sizes - {0}:
             rows = -(-whole // count)
-            if (even and whole % count) or (count - 1) * rows >= whole:
+            complete, rest = divmod(whole, rows)
+            busy = complete + bool(rest)
+            if (even and whole % count) or 2 * busy < count or (full and busy < count):
                 return False
-            cut |= {rows, whole - (count - 1) * rows}
+            cut |= {rows, rest} if rest else {rows}
         sizes = cut
     return True
 
@@ -390,7 +416,7 @@ def _unsplittable(hint: Hint, mesh: Mesh, path: str, meta: TensorMeta) -> str:
     axes = " x ".join(f"{axis} {mesh.size(axis)}" for axis in hint.allowed)
     return (
         f"{hint}: {path!r} has {rows} rows (shape {list(meta.shape)}), which cannot be split over "
-        f"{axes}: some ranks would get none. Use a batch (or microbatch) that is a multiple of "
+        f"{axes}: most ranks would get none. Use a batch (or microbatch) that is a multiple of "
         f"{ranks}, fewer devices on that axis, or no such hint."
     )
 

@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree  # public use in torch.export's own docs
 
 from autoplan import cleanup
+from autoplan.checkpoints import without_checkpoints
 from autoplan.errors import CaptureError
-from autoplan.strategies.random import RANDOM_OPS
-from autoplan.strategies.rule import TensorMeta
+from autoplan.export_errors import explain
+from autoplan.refusals import (
+    changed_numbers_noted,
+    custom_gradients_refused,
+    inference_mode_as_no_grad,
+    other_random_numbers_refused,
+)
+from autoplan.strategies.random import RANDOM_OPS, is_random
+from autoplan.strategies.rule import OpCall, TensorMeta
+from autoplan.structure import structure_of
+from autoplan.watched_calls import WatchedCalls
 
 Kind = Literal["parameter", "buffer", "constant", "input"]
 
@@ -60,11 +72,22 @@ class Captured:
     leaves: tuple[Any, ...]
     """Flat example arguments: TensorMeta for tensors, the value itself otherwise."""
     notes: tuple[str, ...]
+    updates: tuple[str, ...] = ()
+    """Paths of the buffers that a call changes; their new values follow the graph's outputs."""
+    folded: fx.Graph = field(default_factory=fx.Graph)
+    """How constants were computed at capture."""
 
     @property
     def output_nodes(self) -> tuple[Any, ...]:
         """Flat outputs: nodes, or plain values that do not depend on tensors."""
-        return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        every: tuple[Any, ...] = tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        return every[: len(every) - len(self.updates)]
+
+    @property
+    def updated_buffers(self) -> dict[str, fx.Node]:
+        """The new value of every buffer that a call changes, by path."""
+        every: tuple[Any, ...] = tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+        return dict(zip(self.updates, every[len(every) - len(self.updates) :], strict=True))
 
     @property
     def named_outputs(self) -> dict[str, fx.Node]:
@@ -92,13 +115,27 @@ def capture(
     kwargs = {} if kwargs is None else kwargs
     check_arguments(args, kwargs)
     kwargs = dict(kwargs)
+    # A copy each time: what forward leaves on the model, such as cached tensors, would be fake.
+    model = structure_of(model)
     distinct_args, distinct_kwargs = _distinct((args, kwargs), model)
     notes: list[str] = []
-    with without_key_value_cache(model, training, notes), _quiet():
+    calls = WatchedCalls()
+    with without_key_value_cache(model, training, notes), without_checkpoints(notes), _quiet():
         try:
-            exported = torch.export.export(model, distinct_args, distinct_kwargs, strict=False)
+            with (
+                calls,
+                custom_gradients_refused(),
+                other_random_numbers_refused(model),
+                inference_mode_as_no_grad(),
+                changed_numbers_noted(model, notes),
+                _without_partial_graph(),
+            ):
+                exported = torch.export.export(model, distinct_args, distinct_kwargs, strict=False)
+        except CaptureError:
+            raise
         except Exception as error:
-            raise _explain(error, model) from error
+            raise explain(error, model) from error
+    notes += calls.notes
     leaves = pytree.tree_leaves((distinct_args, distinct_kwargs))
     wanted = [isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves]
     return _clean(exported, model, training, wanted, notes)
@@ -154,34 +191,35 @@ def without_key_value_cache(model: nn.Module, training: bool, notes: list[str]) 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Export warns about its own internals; none of it concerns the user's model."""
-    # Fake tensors log a failing op with its whole traceback before raising; the error says it all.
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    was_disabled, log.disabled = log.disabled, True
+    # They log a failing op with the whole graph before raising; the error says it all.
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    logs = [logging.getLogger(name) for name in names]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.disabled = was_disabled
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
-def _explain(error: Exception, model: nn.Module) -> CaptureError:
-    text = str(error).strip()
-    first = (text.splitlines()[0] if text else type(error).__name__).rstrip(".")
-    place = cleanup.user_frame(error)
-    where = f" at {place}" if place else ""
-    if "not a known type" in text:
-        fix = "Register the class with torch.utils._pytree.register_pytree_node, or return tensors."
-    elif "data-dependent" in text or "DataDependent" in type(error).__name__:
-        fix = (
-            "Control flow and shapes must not depend on data: use torch.where or masks, or "
-            "compute them outside the model."
-        )
-    elif isinstance(error, TypeError):
-        fix = "Check that args and kwargs are what the model's forward takes."
-    else:
-        fix = "Run model(*args, **kwargs) once without autoplan: it must work on fake tensors too."
-    return CaptureError(f"{type(model).__name__} could not be captured{where}: {first}. {fix}")
+@contextlib.contextmanager
+def _without_partial_graph() -> Iterator[None]:
+    """A failing export prints its unfinished graph to stderr; all else printed there is kept."""
+    printed, unwanted = io.StringIO(), ""
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except Exception as error:
+        if hasattr(error, "partial_fx_graph"):
+            unwanted = f"{error.partial_fx_graph}\n"
+        raise
+    finally:
+        text = printed.getvalue()
+        sys.stderr.write(text.replace(unwanted, "") if unwanted else text)
 
 
 _KINDS: dict[InputKind, Kind] = {
@@ -210,27 +248,33 @@ def _clean(
         if spec.kind == InputKind.USER_INPUT:
             positions[spec.arg.name] = num_arguments
             num_arguments += 1
-    if any(spec.kind == OutputKind.BUFFER_MUTATION for spec in signature.output_specs):
-        notes.append("mutated buffers are kept replicated")
-
     cleanup.inline_regions(graph, exported.graph_module)
     cleanup.drop_asserts(graph)
     aliases = cleanup.share_tied_parameters(graph, model, kinds)
+    cleanup.refuse_foreign_calls(graph)
     cleanup.refuse_dynamic_shapes(graph)
-    cleanup.drop_no_ops(graph, aliases_only=True)
-    cleanup.functionalize(graph, kinds)
+    cleanup.write_instance_statistics(graph)
+    updates = cleanup.functionalize(graph, kinds)
+    returned = graph.output_node()
+    returned.args = ((*returned.args[0], *updates.values()),)
     cleanup.annotate_paths(graph)
-    constants = cleanup.fold_constants(graph)
-    constants |= {k: v for k, v in exported.constants.items() if isinstance(v, torch.Tensor)}
     if _is_double(model):
         cleanup.compute_in_double(graph)
+    constants, folded = cleanup.fold_constants(graph)
+    constants |= {k: v for k, v in exported.constants.items() if isinstance(v, torch.Tensor)}
+    if _is_double(model):
         constants = {name: _double(value) for name, value in constants.items()}
     cleanup.forget_devices(graph)
     cleanup.drop_no_ops(graph)
+    cleanup.separate_recurrent_dropout(graph)
     cleanup.refuse_unkeyed_random(graph, RANDOM_OPS)
     cleanup.use_causal_flag(graph, constants)
+    cleanup.write_bags_as_rows(graph, constants)
+    cleanup.use_grouped_heads(graph)
     cleanup.split_fused_projections(graph)
-    cleanup.drop_unused(graph, kinds, aliases)
+    cleanup.state_epsilon(graph)
+    cleanup.number_random_ops(graph, _draws)
+    cleanup.drop_unused(graph, kinds, aliases, updates)
     parameters = dict(model.named_parameters())
     frozen = {path for path, value in parameters.items() if not value.requires_grad}
     trained = [name for name, position in positions.items() if wanted[position]]
@@ -258,7 +302,13 @@ def _clean(
         out_spec=exported.call_spec.out_spec,
         leaves=leaves,
         notes=tuple(notes),
+        updates=tuple(updates),
+        folded=folded,
     )
+
+
+def _draws(node: fx.Node) -> bool:
+    return is_random(OpCall(str(node.target), node.args, node.kwargs, (), ()))
 
 
 def _is_double(model: nn.Module) -> bool:
@@ -282,9 +332,17 @@ def in_double(captured: Captured) -> Captured:
         captured,
         graph=graph,
         inputs=tuple(replace(each, meta=widen(each.meta)) for each in captured.inputs),
-        constants={name: _double(value) for name, value in captured.constants.items()},
+        constants=constants_in_double(captured),
         leaves=tuple(widen(e) if isinstance(e, TensorMeta) else e for e in captured.leaves),
     )
+
+
+def constants_in_double(captured: Captured) -> dict[str, torch.Tensor]:
+    """The constants as a model in float64 has them: computed in it, not widened from less."""
+    folded = copy.deepcopy(captured.folded)
+    cleanup.compute_in_double(folded)
+    exact = cleanup.recompute(folded, captured.constants)
+    return {name: _double(exact.get(name, old)) for name, old in captured.constants.items()}
 
 
 def _meta(node: fx.Node) -> TensorMeta:

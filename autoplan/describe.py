@@ -136,7 +136,7 @@ def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow
                 alias, "parameter", row.dtype, row.shape, row.local_shape, row.layout, row.use
             )
     for path in module_paths(annotated.captured):
-        results = results_of(annotated.captured.graph, path)
+        results = results_of(annotated.captured, path)
         if results and path not in rows:
             source = annotated.values[tensor_of(results[-1])]
             add(path, "module", source.site, source.output)
@@ -175,7 +175,7 @@ def _operations(
 
 def has_rule(site: Site) -> bool:
     """Whether the op can be split at all; ops on single numbers need no rule."""
-    if site.call is None or site.rule is not None:
+    if site.call is None or (site.rule is not None and site.rule.applies(site.call)):
         return True
     return all(meta.numel <= 1 for meta in site.outputs)
 

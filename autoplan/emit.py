@@ -16,7 +16,6 @@ from autoplan.layouts import B, Layout, local_shape
 from autoplan.pricing import local_context
 from autoplan.runtime.program import Constant, OutputSpec, Program, TensorSpec
 from autoplan.sites import Annotated, Candidate, Site, Source
-from autoplan.strategies.random import is_random
 from autoplan.strategies.rule import Arg, TensorMeta
 
 
@@ -89,16 +88,18 @@ class _Emitter:
             if not site.parameter_only and site.kind in ("op", "box"):
                 self._site(self.body, at, site)
         outputs, results, epilogue = self._outputs()
+        updates, changed = self._updates()
         return Program(
             mesh=self.mesh,
             coordinates=self.coordinates,
             parameters=parameters,
             state=state,
+            updates=updates,
             inputs=inputs,
             outputs=outputs,
             loss=self.annotated.loss,
             prologue=self.prologue.finish(exports),
-            body=self.body.finish(results),
+            body=self.body.finish([*results, *changed]),
             epilogue=epilogue,
         )
 
@@ -108,7 +109,7 @@ class _Emitter:
         parameters: list[TensorSpec] = []
         state: list[TensorSpec] = []
         for at, site in enumerate(self.annotated.sites):
-            if site.kind not in ("parameter", "buffer", "constant"):
+            if site.kind not in ("parameter", "buffer", "constant") or not site.parameter_only:
                 continue
             chosen, meta = self.chosen[at], site.outputs[0]
             stored = chosen.storage if chosen.storage is not None else chosen.outputs[0]
@@ -116,7 +117,7 @@ class _Emitter:
             (parameters if site.kind == "parameter" else state).append(spec)
         for wanted in (("parameter",), ("buffer", "constant")):
             for at, site in enumerate(self.annotated.sites):
-                if site.kind in wanted:
+                if site.kind in wanted and site.parameter_only:
                     chosen, meta = self.chosen[at], site.outputs[0]
                     stored = chosen.storage if chosen.storage is not None else chosen.outputs[0]
                     note = f"{site.path}: {self._describe(stored, meta)}"
@@ -151,9 +152,20 @@ class _Emitter:
                 results.append(self.values[source.site, source.output])
                 name = origin.name.replace(":", "_")
                 self.exported[-1, number, 0] = self.body.placeholder(name, origin.path)
+        for number, (path, source, _) in enumerate(self.annotated.updates):
+            origin = self.annotated.sites[source.site]
+            if origin.parameter_only:
+                results.append(self.values[source.site, source.output])
+                self.exported[-2, number, 0] = self.body.placeholder(origin.name, path)
         return results
 
     def _inputs(self) -> tuple[tuple[int, TensorSpec], ...]:
+        """Placeholders of the body: buffers that it changes, then the model's arguments."""
+        updated = {path: meta for path, _, meta in self.annotated.updates}
+        for at, site in enumerate(self.annotated.sites):
+            if site.kind == "buffer" and site.path in updated:
+                note = f"{site.path}: {self._describe(self.whole, site.outputs[0])}"
+                self.values[at, 0] = self.body.placeholder(site.name, note)
         specs = []
         given = {each.node: each for each in self.annotated.captured.inputs_of("input")}
         for at, site in enumerate(self.annotated.sites):
@@ -193,6 +205,20 @@ class _Emitter:
             finals.append(self._box(epilogue, held, layout, self.whole, meta, path))
         return tuple(outputs), results, epilogue.finish(finals)
 
+    def _updates(self) -> tuple[tuple[TensorSpec, ...], list[fx.Proxy]]:
+        """Buffers that the body changes, in the order of their placeholders; their new values."""
+        order = [site.path for site in self.annotated.sites if site.kind == "buffer"]
+        changed = {}
+        for number, (path, source, meta) in enumerate(self.annotated.updates):
+            value = self.exported.get((-2, number, 0))
+            if value is None:
+                value = self.values[source.site, source.output]
+            layout = self.chosen[source.site].outputs[source.output]
+            value = self._box(self.body, value, layout, self.whole, meta, path)
+            changed[path] = TensorSpec(path, meta.shape, meta.dtype, self.whole), value
+        placed = [changed[path] for path in order if path in changed]
+        return tuple(spec for spec, _ in placed), [value for _, value in placed]
+
     # -- sites ------------------------------------------------------------------------------
 
     def _site(self, part: _Part, at: int, site: Site) -> None:
@@ -212,7 +238,10 @@ class _Emitter:
             self.values[at, 0] = result
         else:
             for output in range(len(site.outputs)):
-                self.values[at, output] = result[output]
+                piece = result[output]
+                self.values[at, output] = piece
+                if isinstance(piece, fx.Proxy):
+                    piece.node.meta |= {"site": at, "output": output}
         layouts = ", ".join(map(str, chosen.outputs[:1]))
         note = f"{site.path}: {layouts} {_shape_text(site.outputs[0])}"
         if isinstance(result, fx.Proxy):
@@ -344,5 +373,5 @@ def _mark_last_uses(graph: fx.Graph) -> None:
 
 def _random_keys(annotated: Annotated) -> dict[str, int]:
     """Numbers of the random ops, in the order in which the model calls them."""
-    random = [s for s in annotated.sites if s.call is not None and is_random(s.call)]
-    return {site.name: number for number, site in enumerate(random)}
+    nodes = annotated.captured.graph.nodes
+    return {node.name: node.meta["draw"] for node in nodes if "draw" in node.meta}

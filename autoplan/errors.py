@@ -35,5 +35,13 @@ class InputError(AutoplanError):
     """A call of a parallel module with arguments that its plan cannot run."""
 
 
+class VerificationError(AutoplanError):
+    """The emitted program does not compute what the original model does; see `check`."""
+
+    def __init__(self, message: str, check: object) -> None:
+        super().__init__(message)
+        self.check = check
+
+
 class PlanFileError(AutoplanError):
     """A plan file that is damaged, foreign, or of another model."""

@@ -45,13 +45,14 @@ def _output_costs(annotated: Annotated, pricer: Pricer, whole_outputs: bool) -> 
 
 
 def priced_outputs(annotated: Annotated, whole_outputs: bool) -> list[tuple[Source, Any]]:
-    """The outputs that belong to a step: the loss alone where there is one, or all of them."""
+    """What a step brings to every rank: the loss, or all outputs if there is none, and buffers."""
     only_loss = annotated.loss is not None and not whole_outputs
-    return [
+    outputs = [
         each
         for position, each in enumerate(annotated.outputs)
         if isinstance(each, tuple) and (not only_loss or position == annotated.loss)
     ]
+    return outputs + [(source, meta) for _, source, meta in annotated.updates]
 
 
 def repeated_blocks(annotated: Annotated) -> list[Hashable]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import os
 import zlib
 from datetime import timedelta
@@ -19,43 +18,33 @@ from autoplan.mesh import Mesh
 from autoplan.runtime.executor import DistributedExecutor, Executor, SimulatedExecutor
 
 
-def structure_of(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters and buffers hold no data; ties are kept.
-
-    They stay on the model's device, unlike on the meta device, so that tensors which its forward
-    makes meet them there.
-    """
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        trained = parameter.requires_grad
-        memo[id(parameter)] = nn.Parameter(_without_data(parameter), requires_grad=trained)
-    for buffer in model.buffers():
-        memo[id(buffer)] = _without_data(buffer)
-    return copy.deepcopy(model, memo)
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    """Shape, type, strides and device of `tensor`, with an empty storage."""
-    twin = torch.empty_like(tensor.detach())
-    if not twin.is_meta:
-        twin.untyped_storage().resize_(0)
-    return twin
-
-
 def distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def same_everywhere(value: Tensor, executor: Executor) -> Tensor:
-    """Rank 0's value, as data parallelism expects: ranks may have initialised differently."""
-    if value.is_meta:
-        # A model without weights: NaN until load_full_state_dict, so that use before it shows.
-        fill = float("nan") if value.is_floating_point() else 0
-        return torch.full(value.shape, fill, dtype=value.dtype, device=executor.device)
+    """Rank 0's value, as data parallelism expects: ranks may have initialised differently.
+
+    Others may have none, on the meta device.
+    """
     if isinstance(executor, DistributedExecutor) and dist.get_world_size() > 1:
+        if value.is_meta:
+            value = torch.empty(value.shape, dtype=value.dtype, device=executor.device)
         value = value.to(executor.device, copy=True).contiguous()
         dist.broadcast(value, src=0)
     return value
+
+
+def paths_without_values(model: nn.Module) -> frozenset[str]:
+    """Parameters and buffers that are on the meta device: on rank 0, whose model counts."""
+    tensors = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    box = [frozenset(path for path, tensor in tensors if tensor.is_meta)]
+    if distributed():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def make_executor(mesh: Mesh, model: nn.Module, seed: int) -> Executor:

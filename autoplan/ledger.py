@@ -72,6 +72,9 @@ def _entries(
             layout = chosen[source.site].outputs[source.output]
             path = f"output {number}"
             yield from boxed(convert(pricer.routers.body, layout, whole, meta, path), phase)
+    for path, source, meta in annotated.updates:
+        layout = chosen[source.site].outputs[source.output]
+        yield from boxed(convert(pricer.routers.body, layout, whole, meta, path), "body")
 
 
 def _entries_of(

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
-from autoplan.capture import check_arguments
+from autoplan.capture import Captured, check_arguments
 from autoplan.cost_models import Cluster, load_profile
-from autoplan.errors import ConfigError, InputError
+from autoplan.errors import ConfigError, InputError, VerificationError
 from autoplan.launch import (
     start_process_group,
     world_size,
 )
 from autoplan.plan import Plan, load_plan
 from autoplan.planned import Entry, PlannedModule
+from autoplan.refusals import refuse_hooks
 from autoplan.request import make_request
 from autoplan.runtime.batches import Example
 from autoplan.runtime.program import Constant
-from autoplan.verify import Check, verify
+from autoplan.verify import Check, MakeOptimizer, verify
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,21 @@ class ParallelModule(PlannedModule):
             inputs.append(executor.give(value, spec.layout))
         return executor.run("prologue", entry.programs, inputs)
 
-    def _body(
-        self, entry: Entry, values: list[Any], example: Example, watch: Any = None
-    ) -> list[Any]:
-        executor = self._live_executor
+    def _body(self, entry: Entry, values: list[Any], example: Example) -> list[Any]:
+        """The body's outputs; buffers that it changes have their new values afterwards."""
+        executor, program = self._live_executor, entry.programs[0]
         leaves = pytree.tree_leaves(example)
-        inputs = [
-            executor.give(leaves[position], spec.layout)
-            for position, spec in entry.programs[0].inputs
-        ]
+        held = dict(self.named_buffers(remove_duplicate=False))
+        buffers = [executor.give(held[spec.name].clone(), spec.layout) for spec in program.updates]
+        inputs = [executor.give(leaves[position], spec.layout) for position, spec in program.inputs]
         executor.set_step(self._steps)
         self._steps += 1
-        return executor.run("body", entry.programs, [*values, *inputs], watch)
+        results = executor.run("body", entry.programs, [*values, *buffers, *inputs])
+        outputs = results[: len(results) - len(buffers)]
+        with torch.no_grad():
+            for spec, new in zip(program.updates, results[len(outputs) :], strict=True):
+                held[spec.name].copy_(executor.take(new))
+        return outputs
 
     def _outputs(self, entry: Entry, outputs: list[Any]) -> Any:
         executor, program = self._live_executor, entry.programs[0]
@@ -176,16 +180,54 @@ class ParallelModule(PlannedModule):
         self,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-        tolerance: float = 1e-9,
+        tolerance: float | None = None,
+        precision: Literal["float64", "model"] = "float64",
+        steps: int = 0,
+        optimizer: MakeOptimizer | None = None,
+        raises: bool = False,
     ) -> Check:
-        """Run the original and the emitted program in float64 on these arguments and compare.
+        """Run the original and the emitted program on these arguments and compare, on every rank.
 
-        Outputs and every gradient; see `autoplan.verify.Check`. Leaves gradients as they are.
+        Outputs, every gradient, buffers that the model changes, and, with `steps`, the weights
+        after so many steps of `optimizer(parameters)` (AdamW unless given);
+        simulated ranks call it for shards, so that it should treat each element by itself. In
+        float64, or in the model's own types with `precision="model"`. `tolerance` is relative: by
+        default 1e-9 in float64, 1e-4 in float32, 3e-2 in half precision. The module's own state is
+        left as it is. Returns a `Check`; with `raises`, raises VerificationError where it is not
+        ok.
         """
         kwargs = {} if kwargs is None else kwargs
         check_arguments(args, kwargs)
+        if precision not in ("float64", "model"):
+            raise InputError(f"precision must be 'float64' or 'model', got {precision!r}.")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise InputError(f"steps must be a whole number of optimizer steps, got {steps!r}.")
+        if steps and not self._request.setting.training:
+            raise InputError(
+                "this module was planned with training=False: it has no gradients to step with; "
+                "plan with training=True, or verify with steps=0."
+            )
         example: Example = (tuple(args), dict(kwargs))
-        return verify(self, self._entry_for_call(example), example, tolerance)
+        entry = self._entry_for_call(example)
+        if tolerance is None:
+            tolerance = 1e-9 if precision == "float64" else _tolerance_of(entry.captured)
+        double = precision == "float64"
+        # A plan with training=False has no gradients to compare.
+        with torch.set_grad_enabled(self._request.setting.training):
+            check = verify(self, entry, example, tolerance, double, steps, optimizer)
+        if raises and not check.ok:
+            raise VerificationError(f"{self._model_name} is not what was planned: {check}.", check)
+        return check
+
+
+def _tolerance_of(captured: Captured) -> float:
+    """By the coarsest type that anything is computed in."""
+    values = [node.meta.get("val") for node in captured.graph.nodes]
+    found = [each for each in values if isinstance(each, Tensor) and each.is_floating_point()]
+    types = {each.dtype for each in found}
+    if types & {torch.bfloat16, torch.float16}:
+        return 3e-2
+    return 1e-9 if types == {torch.float64} else 1e-4
 
 
 def parallelize(
@@ -226,6 +268,7 @@ def parallelize(
             options["cluster"] = Cluster(profile, devices, plan.devices_per_node)
     # A group that torchrun prepared is joined before planning: rank 0 plans for all.
     start_process_group(devices)
+    refuse_hooks(model)
     module = ParallelModule(model, make_request(devices, **options), plan, seed)
     if args is not None or kwargs is not None:
         module.prepare(() if args is None else args, {} if kwargs is None else kwargs)

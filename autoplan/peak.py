@@ -40,7 +40,7 @@ class _Liveness:
         self.extra: list[tuple[int, int, int]] = []
         self.outputs = {
             (each[0].site, each[0].output) for each in annotated.outputs if isinstance(each, tuple)
-        }
+        } | {(source.site, source.output) for _, source, _ in annotated.updates}
 
     def peak(self) -> Memory:
         parameters = gradients = optimizer = gathered = 0

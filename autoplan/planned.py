@@ -16,24 +16,20 @@ from autoplan.capture import Captured, capture, check_arguments
 from autoplan.emit import emit
 from autoplan.errors import AutoplanError, ConfigError, InputError
 from autoplan.hints import Hint
-from autoplan.launch import (
-    agree_on_arguments,
-    distributed,
-    make_executor,
-    same_everywhere,
-    structure_of,
-)
+from autoplan.launch import agree_on_arguments, distributed
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.plan import Plan, decode_plan, encode_plan
 from autoplan.planning import Planned, check_local_inputs, follow, plan_captured, priced_again
+from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.runtime.batches import Example, whole_batch
 from autoplan.runtime.batches import microbatches as cut_microbatches
-from autoplan.runtime.executor import Executor
 from autoplan.runtime.program import Program
-from autoplan.strategies import RULES
+from autoplan.state import StatefulModule
+from autoplan.strategies.random import is_random
+from autoplan.structure import structure_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Entry:
     programs: tuple[Program, ...]
 
 
-class PlannedModule(nn.Module):
+class PlannedModule(StatefulModule):
     """A model that plans for every form of its arguments, its parameters placed by the first.
 
     Parameters are DTensors in their storage layout under torch.distributed, logical tensors in
@@ -53,24 +49,27 @@ class PlannedModule(nn.Module):
     """
 
     def __init__(self, model: nn.Module, request: Request, plan: Plan | None, seed: int) -> None:
-        super().__init__()
+        super().__init__(model, seed)
         self._request = request
         self._given_plan = plan
-        self._seed = seed
-        self._steps = 0
         self._entries: dict[Any, Entry] = {}
-        self._executor: Executor | None = None
-        self._model_name = type(model).__name__
-        # The model is kept twice outside of nn.Module's registry: its structure without data,
-        # to be captured for every form of arguments, and, until they are placed, its weights.
+        # Its structure without data, outside of nn.Module's registry, to be captured for every
+        # form of arguments.
         self._structure: nn.Module
-        self._weights: nn.Module | None
         object.__setattr__(self, "_structure", structure_of(model))
-        object.__setattr__(self, "_weights", model)
-        self._storage: dict[str, Layout] = {}
         self._seen: set[Any] = set()
         self._without_batch: dict[Any, frozenset[int]] = {}
         self.training = model.training
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        structure = self.__dict__.get("_structure")
+        plain = structure is not None and name in structure.__dict__ and name != "training"
+        if plain and name not in self.__dict__ and not name.startswith("_"):
+            raise ConfigError(
+                f"{name!r} is an attribute of the model, whose value is part of the plan; set it "
+                "on the original model, and parallelize that again."
+            )
+        super().__setattr__(name, value)
 
     # -- planning ---------------------------------------------------------------------------
 
@@ -91,12 +90,13 @@ class PlannedModule(nn.Module):
         if key not in self._without_batch:
             known = self._entries.get(key)
             captured = known.captured if known is not None else self._capture(example)
-            self._without_batch[key] = arguments_without_batch(captured, RULES)
+            self._without_batch[key] = arguments_without_batch(captured, rules_in_force())
         return cut_microbatches(example, count, self._without_batch[key])
 
     def _key(self, example: Example) -> Any:
         """What the captured graph depends on: arguments, modes of modules, trainable parameters."""
         leaves, spec = pytree.tree_flatten(example)
+        self._follow()
         modes = tuple(module.training for module in self._structure.modules())
         trained = tuple(p.requires_grad for p in self._parameters_in_force().values())
         return spec, modes, trained, tuple(_form(leaf) for leaf in leaves)
@@ -107,10 +107,18 @@ class PlannedModule(nn.Module):
         held = dict(super().named_parameters(remove_duplicate=False))
         return {path: held[path] for path in self._storage}
 
-    def _capture(self, example: Example) -> Captured:
+    def _follow(self) -> None:
+        """Let the structure have the modes and trainable parameters that are in force here."""
         in_force = self._parameters_in_force()
         for path, parameter in self._structure.named_parameters():
             parameter.requires_grad_(in_force[path].requires_grad)
+        own = dict(self.named_modules()) if self._weights is None else {}
+        for path, module in self._structure.named_modules(remove_duplicate=False):
+            if path in own:
+                module.training = own[path].training
+
+    def _capture(self, example: Example) -> Captured:
+        self._follow()
         return capture(self._structure, *example, training=self._request.setting.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -130,8 +138,16 @@ class PlannedModule(nn.Module):
         if self._request.local_inputs:
             check_local_inputs(captured)
         planned = self._agree_on_plan(captured)
+        sites = planned.annotated.sites
         if self._executor is None:
-            self._place(planned, captured)
+            layouts = {
+                site.path: storage
+                for site, choice in zip(sites, planned.choices, strict=True)
+                if (storage := site.candidates[choice].storage) is not None
+            }
+            self._place(planned.plan.mesh, layouts)
+        if any(site.call is not None and is_random(site.call) for site in sites):
+            self._keep_random_position()
         executor = self._live_executor
         programs = tuple(
             emit(
@@ -187,58 +203,6 @@ class PlannedModule(nn.Module):
         assert planned is not None
         return planned
 
-    # -- placing ----------------------------------------------------------------------------
-
-    def _place(self, planned: Planned, captured: Captured) -> None:
-        """Create the executor, and the parameters in their storage layouts."""
-        mesh = planned.plan.mesh
-        model = self._weights
-        assert model is not None
-        executor = make_executor(mesh, model, self._seed)
-        self._executor = executor
-        stored = {
-            site.path: site.candidates[choice].storage
-            for site, choice in zip(planned.annotated.sites, planned.choices, strict=True)
-            if site.kind == "parameter"
-        }
-        whole = Layout.parse(["B"] * mesh.ndim)
-        placed: dict[int, nn.Parameter] = {}
-        for path, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in placed:
-                layout = stored.get(path) or whole
-                self._storage[path] = layout
-                value = same_everywhere(parameter.detach(), executor)
-                placed[id(parameter)] = executor.parameter(value, layout, parameter.requires_grad)
-            self._register(path, placed[id(parameter)])
-        persistent = set(model.state_dict(keep_vars=True))
-        for path, buffer in model.named_buffers(remove_duplicate=False):
-            value = same_everywhere(buffer.detach(), executor).to(executor.device, copy=True)
-            self._register(path, value, persistent=path in persistent)
-        object.__setattr__(self, "_weights", None)
-
-    def _register(self, path: str, value: Tensor, persistent: bool = True) -> None:
-        """Register under the model's own path, in a tree of plain modules."""
-        *parents, name = path.split(".")
-        owner: nn.Module = self
-        for parent in parents:
-            if parent not in owner._modules:
-                _refuse_taken_name(owner, parent)
-                owner.add_module(parent, nn.Module())
-            owner = owner._modules[parent]  # type: ignore[assignment]
-        _refuse_taken_name(owner, name)
-        if isinstance(value, nn.Parameter):
-            owner.register_parameter(name, value)
-        else:
-            owner.register_buffer(name, value, persistent=persistent)
-
-    @property
-    def _live_executor(self) -> Executor:
-        if self._executor is None:
-            raise InputError(
-                "the module has no plan yet: call it once, or give example args to parallelize()."
-            )
-        return self._executor
-
     @property
     def _first(self) -> Entry:
         self._live_executor  # noqa: B018  (raises where there is no plan)
@@ -248,25 +212,24 @@ class PlannedModule(nn.Module):
             )
         return next(iter(self._entries.values()))
 
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        """Parameters by the original model's paths; InputError before there is a plan."""
-        self._live_executor  # noqa: B018
-        return super().named_parameters(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The state by the original model's paths; InputError before there is a plan."""
-        self._live_executor  # noqa: B018
-        return super().state_dict(*args, **kwargs)
-
     def _entry_for_call(self, example: Example) -> Entry:
+        if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            raise InputError(
+                "torch.autocast is on around a parallel module, whose types are planned; write it "
+                "inside the model's forward, or cast the model, e.g. model.to(torch.bfloat16)."
+            )
         if self._request.local_inputs:
             self._check_local_inputs()
         key = self._key(example)
         agree_on_arguments(key[1:3], example, self._request.local_inputs, key in self._seen)
         self._seen.add(key)
-        if not self._request.local_inputs:
-            return self._entry(example)
-        return self._entry(whole_batch(example, self._request.devices))
+        if self._request.local_inputs:
+            example = whole_batch(example, self._request.devices)
+        entry = self._entry(example)
+        program = entry.programs[0]
+        read = (*program.parameters, *program.state, *program.updates)
+        self._ready(spec.name for spec in read)
+        return entry
 
     def __deepcopy__(self, memo: Any) -> PlannedModule:
         raise ConfigError(
@@ -279,56 +242,6 @@ class PlannedModule(nn.Module):
                 "local_inputs=True needs real ranks, each with its own part of the batch; run "
                 "under torchrun, or give the whole batch to a simulated module."
             )
-
-    # -- state ------------------------------------------------------------------------------
-
-    def full_state_dict(self) -> dict[str, Tensor]:
-        """The original model's state dict, whole, on the CPU of every rank."""
-        executor = self._live_executor
-        result: dict[str, Tensor] = {}
-        aliases = self._first.captured.aliases
-        for path, value in self.state_dict(keep_vars=True).items():
-            if isinstance(value, nn.Parameter):
-                value = executor.whole(value, self._storage[aliases.get(path, path)])
-            result[path] = value.detach().cpu().clone()
-        return result
-
-    def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the original model's state dict, given whole on every rank.
-
-        Raises InputError for missing, unknown or misshapen entries, before anything is changed.
-        """
-        executor = self._live_executor
-        own = self.state_dict(keep_vars=True)
-        problems = [f"missing {path!r}" for path in own if path not in state]
-        problems += [f"unknown {path!r}" for path in state if path not in own]
-        problems += [
-            f"{path!r} is {tuple(state[path].shape)}, expected {tuple(own[path].shape)}"
-            for path in own
-            if path in state and state[path].shape != own[path].shape
-        ]
-        if problems:
-            raise InputError(
-                f"state dict does not fit {self._model_name}: {'; '.join(problems[:5])}."
-            )
-        aliases = self._first.captured.aliases
-        with torch.no_grad():
-            for path, value in own.items():
-                if isinstance(value, nn.Parameter):
-                    layout = self._storage[aliases.get(path, path)]
-                    source = state[path].to(value.dtype)
-                    value.copy_(executor.parameter(source, layout, False))
-                else:
-                    value.copy_(state[path])
-
-
-def _refuse_taken_name(owner: nn.Module, name: str) -> None:
-    """A path of the model must not hide what a parallel module has of its own."""
-    if isinstance(owner, PlannedModule) and (hasattr(type(owner), name) or name in owner.__dict__):
-        raise ConfigError(
-            f"the model's {name!r} has the name of an attribute of a parallel module; rename it in "
-            "the model, or wrap the model in another module."
-        )
 
 
 def _pins(mesh: Mesh, layout: Layout) -> dict[str, frozenset[Any]]:

@@ -22,12 +22,12 @@ from autoplan.parallel import MeshChoice
 from autoplan.peak import peak_memory
 from autoplan.plan import Baseline, Plan
 from autoplan.pricing import Pricer
+from autoplan.registry import rules_in_force
 from autoplan.request import Request, make_request
 from autoplan.runtime.batches import Example, microbatches, whole_batch
 from autoplan.sites import Annotated
 from autoplan.solver import Certificate as SolverCertificate
 from autoplan.solver import Solution, solve
-from autoplan.strategies import RULES
 from autoplan.strategies.presets import preset_hints
 from autoplan.within_memory import repeated_classes, solve_within_memory
 
@@ -84,7 +84,7 @@ def _plan_on_mesh(
         *scheme_hints(captured, choice),
         *request.held,
     )
-    annotated = annotate(captured, mesh, RULES, hints, request.local_inputs)
+    annotated = annotate(captured, mesh, rules_in_force(), hints, request.local_inputs)
     pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     solution, memory = solve_within_memory(annotated, pricer, request)
     plan = describe_plan(annotated, solution, pricer, request, model, memory, baseline, hints)
@@ -125,7 +125,7 @@ def _baseline(captured: Captured, request: Request) -> Baseline:
     pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     try:
         annotated = annotate(
-            captured, mesh, RULES, scheme_hints(captured, choice), request.local_inputs
+            captured, mesh, rules_in_force(), scheme_hints(captured, choice), request.local_inputs
         )
         classes = repeated_classes(annotated)
         problem = formulate(annotated, pricer, None, request.whole_outputs)
@@ -166,13 +166,13 @@ def capture_microbatch(
     count = request.setting.microbatches
     if count == 1:
         return captured
-    parts = microbatches(example, count, arguments_without_batch(captured, RULES))
+    parts = microbatches(example, count, arguments_without_batch(captured, rules_in_force()))
     return capture(model, *parts[0], training=training)
 
 
 def check_local_inputs(captured: Captured) -> None:
     """Raise InputError for an argument that was put together along a dimension that is no batch."""
-    wrong = arguments_without_batch(captured, RULES)
+    wrong = arguments_without_batch(captured, rules_in_force())
     for each in captured.inputs_of("input"):
         if each.position in wrong:
             raise InputError(
@@ -184,7 +184,7 @@ def check_local_inputs(captured: Captured) -> None:
 def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
     """The sites and choices of a given plan; PlanFileError where it does not fit the model."""
     mesh = plan.mesh
-    annotated = annotate(captured, mesh, RULES, (), plan.local_inputs, plan.boxed)
+    annotated = annotate(captured, mesh, rules_in_force(), (), plan.local_inputs, plan.boxed)
     pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
     return Planned(plan, annotated, choices_of(plan, annotated), pricer)
 

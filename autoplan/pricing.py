@@ -274,11 +274,13 @@ def local_work(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[Work, Work
 
 
 def _backward_factor(call: OpCall, rule: Rule | None, kind: str) -> float:
-    """Backward over forward: one product per factor that needs a gradient; 5/2 for attention,
-    which computes its scores again (Dao 2023, section 3.1)."""
+    """Backward over forward: one product per factor that needs a gradient, of which there are two,
+    however many tensors they are (the weights of a recurrent network); 5/2 for attention, which
+    computes its scores again (Dao 2023, section 3.1)."""
     if kind == "matmul" and rule is not None:
         addends = rule.bound(call).addends
-        return float(sum(m.requires_grad for i, m in enumerate(call.inputs) if i not in addends))
+        needed = sum(m.requires_grad for i, m in enumerate(call.inputs) if i not in addends)
+        return float(min(needed, 2))
     return 2.5 if kind == "attention" else 1.0
 
 

@@ -267,7 +267,7 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
     same = (found == expected) | ((found != found) & (expected != expected))
     if bool(same.all()):
         return 0.0
-    if not expected.is_floating_point():
+    if not expected.is_floating_point() and not expected.is_complex():
         return float("inf")
     difference = torch.where(same, 0.0, (found - expected).abs()).max()
     largest = torch.where(expected.isfinite(), expected.abs(), 0.0).max()

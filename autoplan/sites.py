@@ -78,13 +78,19 @@ class Annotated:
     loss: int | None
     """Position of the output that is priced as the loss; None where every output is."""
     notes: tuple[str, ...] = ()
+    updates: tuple[tuple[str, Source, TensorMeta], ...] = ()
+    """Buffers that a call changes: path, and where the new value comes from."""
 
     def index(self, name: str) -> int:
         return next(i for i, site in enumerate(self.sites) if site.name == name)
 
 
-def results_of(graph: fx.Graph, path: str) -> list[fx.Node]:
-    """The nodes of module `path` whose values leave it: read by another module, or returned."""
+def results_of(captured: Captured, path: str) -> list[fx.Node]:
+    """The nodes of module `path` whose values leave it: read by another module, or returned.
+
+    New values of buffers go nowhere.
+    """
+    updates = set(captured.updated_buffers.values()) - set(captured.named_outputs.values())
 
     def inside(node: fx.Node) -> bool:
         at = str(node.meta.get("path", ""))
@@ -92,10 +98,10 @@ def results_of(graph: fx.Graph, path: str) -> list[fx.Node]:
 
     return [
         node
-        for node in graph.nodes
+        for node in captured.graph.nodes
         if inside(node)
         and isinstance(node.meta.get("val"), torch.Tensor)
-        and any(not inside(user) for user in node.users)
+        and any(not inside(u) for u in node.users if u.op != "output" or node not in updates)
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from autoplan.layouts import local_ranges
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.rule import OpCall, Rule
 
@@ -28,8 +29,18 @@ def _vocabulary_parallel(
     local_padding = padding - start if start <= padding < stop else -1
     elsewhere = torch.logical_or(torch.lt(ids, start), torch.ge(ids, stop))
     local = torch.ops.aten.masked_fill.Scalar(torch.sub(ids, start), elsewhere, 0)
+    if _some_rank_holds_none(context):
+        weight = torch.ops.aten.constant_pad_nd.default(weight, [0, 0, 0, 1])
     rows = torch.ops.aten.embedding.default(weight, local, local_padding)
     return torch.ops.aten.masked_fill.Scalar(rows, torch.unsqueeze(elsewhere, -1), 0.0)
+
+
+def _some_rank_holds_none(context: LocalContext) -> bool:
+    """Whether a rank has no row to look up; the table is then about as small as the mesh."""
+    shape, mesh = context.call.inputs[0].shape, context.mesh
+    last = tuple(size - 1 for size in mesh.sizes)
+    start, stop = local_ranges(shape, context.input_layouts[0], mesh, last)[0]
+    return start == stop
 
 
 def _flops(call: OpCall) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,8 +103,14 @@ class Rule:
         argument: {0}; additive: {0, 1}); inputs outside the set lie as B/P.
     sums: whether an index missing from the output is summed over (then it leaves P).
     completes: indices that the program reduces itself, so that the output lies B, not P.
+    together: a label to the indices that one axis splits at once, for splits that need each other:
+        rows and the experts that they travel to. `Bound.sizes` holds the label as if an index.
+    permits: whether labels may split one op together, one an axis, outermost first; None where
+        every combination is right.
     saves: tensors that autograd keeps for backward: input positions, and "output".
     sizes: position of the argument that holds the output's shape, to be rewritten.
+    needs_rows: whether the op fails on a shard without rows, or the indices for which it does; no
+        candidate then leaves one empty.
     program: the local program, where it is not the op itself on shards.
     programs_for: the indices for which `program` is needed; None means always.
     inner: collectives inside the program, for pricing: (call, {index: axes}, context).
@@ -117,8 +123,11 @@ class Rule:
     partial: tuple[frozenset[int], ...] | Callable[[OpCall], tuple[frozenset[int], ...]] = ()
     sums: bool = False
     completes: frozenset[str] = frozenset()
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    permits: Callable[[tuple[str, ...]], bool] | None = None
     saves: tuple[int | str, ...] | Callable[[OpCall], tuple[int | str, ...]] = ()
     sizes: int | None = None
+    needs_rows: bool | frozenset[str] = False
     program: Program | None = None
     programs_for: frozenset[str] | None = None
     inner: Callable[[OpCall, LocalContext], Iterable[InnerCollective]] | None = None
@@ -134,8 +143,18 @@ class Rule:
             return Bound(whole, tuple((None,) * len(shape) for shape in call.output_shapes), {})
         return bind(parse(notation), call.input_shapes, call.output_shapes)
 
+    def applies(self, call: OpCall) -> bool:
+        """Whether the rule says anything of this call; without, it runs replicated."""
+        return isinstance(self.notation, str) or self.notation(call) is not None
+
+    def fails_without(self, index: str) -> bool:
+        """Whether the op fails on a shard without rows of `index`."""
+        return self.needs_rows if isinstance(self.needs_rows, bool) else index in self.needs_rows
+
     def saved(self, call: OpCall) -> tuple[int | str, ...]:
-        return self.saves(call) if callable(self.saves) else self.saves
+        """What autograd keeps of this call: an optional operand that it has not is not kept."""
+        saves = self.saves(call) if callable(self.saves) else self.saves
+        return tuple(each for each in saves if each == "output" or int(each) < len(call.inputs))
 
     def total_flops(self, call: OpCall) -> float:
         """Floating-point operations of the whole op, forward."""
@@ -159,7 +178,8 @@ def signatures(rule: Rule | None, call: OpCall) -> tuple[Signature, ...]:
     ]
     if rule is not None:
         bound = rule.bound(call)
-        result.extend(filter(None, (_split(rule, bound, index) for index in bound.indices)))
+        labels = dict.fromkeys((*bound.indices, *rule.together))
+        result.extend(filter(None, (_split(rule, bound, label) for label in labels)))
         partial = rule.partial(call) if callable(rule.partial) else rule.partial
         for number, carriers in enumerate(partial):
             carriers = carriers | bound.addends
@@ -189,17 +209,29 @@ def plain_signature(signature: Signature, call: OpCall) -> Signature:
     )
 
 
-def _split(rule: Rule, bound: Bound, index: str) -> Signature | None:
-    lost = all(index not in dims for dims in bound.outputs)
-    if lost and not rule.sums and index not in rule.completes:
+def _split(rule: Rule, bound: Bound, label: str) -> Signature | None:
+    """The signature that splits the index `label`, or the indices that it stands for."""
+    choices = (rule.together.get(label, (label,)), (label,))
+    indices = next((each for each in choices if set(each) <= set(bound.indices)), ())
+    if not indices:
         return None
-    addend: Entry = P if lost and index not in rule.completes else BP
-    inputs = tuple(
-        Split(dims.index(index)) if index in dims else addend if i in bound.addends else BP
-        for i, dims in enumerate(bound.inputs)
+    inputs = [_split_dim(dims, indices) for dims in bound.inputs]
+    outputs = [_split_dim(dims, indices) for dims in bound.outputs]
+    lost = all(dim is None for dim in outputs)
+    if lost and not rule.sums and label not in rule.completes:
+        return None
+    addend: Entry = P if lost and label not in rule.completes else BP
+    reduced: Entry = B if label in rule.completes else P
+    return Signature(
+        label,
+        tuple(
+            Split(dim) if dim is not None else addend if i in bound.addends else BP
+            for i, dim in enumerate(inputs)
+        ),
+        tuple(Split(dim) if dim is not None else reduced for dim in outputs),
     )
-    reduced: Entry = B if index in rule.completes else P
-    outputs = tuple(
-        Split(dims.index(index)) if index in dims else reduced for dims in bound.outputs
-    )
-    return Signature(index, inputs, outputs)
+
+
+def _split_dim(dims: tuple[str | None, ...], indices: tuple[str, ...]) -> int | None:
+    """The dimension that carries one of `indices`."""
+    return next((at for at, index in enumerate(dims) if index in indices), None)

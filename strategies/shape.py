@@ -1,4 +1,4 @@
-"""Views and copies that move dimensions about; all linear, so P passes through all of them."""
+"""Views that move dimensions about; all linear, so P passes through all of them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,60 @@ from autoplan.strategies.rule import OpCall, Rule
 _LINEAR = (frozenset({0}),)
 
 
+def _names(count: int) -> list[str]:
+    return [f"d{i}" for i in range(count)]
+
+
+def _op_name(call: OpCall) -> str:
+    """`transpose` of `aten.transpose.int`."""
+    return call.op.split(".")[1]
+
+
+# -- regrouping -----------------------------------------------------------------------------
+
+
 def _reshape(call: OpCall) -> Bound:
     return bind_reshape(call.inputs[0].shape, call.outputs[0].shape)
 
 
-def _names(count: int) -> list[str]:
-    return [f"d{i}" for i in range(count)]
+def _reshape_as(call: OpCall) -> Bound:
+    """The second tensor has the shape of the result, and is read for nothing else."""
+    bound = _reshape(call)
+    return Bound((*bound.inputs, *bound.outputs), bound.outputs, bound.sizes, bound.aligned)
+
+
+def _as_reshape(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Every row-major view is one reshape to the local shape; a squeeze must see no shard sizes."""
+    return torch.ops.aten.reshape.default(x, list(context.output_shape()))
+
+
+def _reinterpret(call: OpCall) -> str:
+    """The bits as another type: of another size, they regroup along the last dimension."""
+    same = call.inputs[0].itemsize == call.outputs[0].itemsize
+    return "*b -> *b" if same else "*b [in] -> *b [out]"
+
+
+# -- reordering -----------------------------------------------------------------------------
 
 
 def _transpose(call: OpCall) -> str:
     names = _names(len(call.inputs[0].shape))
     moved = list(names)
-    first, second = call.dim(1, "dim0"), call.dim(2, "dim1")
-    moved[first], moved[second] = moved[second], moved[first]
+    if names:
+        kind = "axis" if _op_name(call) == "swapaxes" else "dim"
+        first, second = call.dim(1, f"{kind}0"), call.dim(2, f"{kind}1")
+        moved[first], moved[second] = moved[second], moved[first]
     return f"{' '.join(names)} -> {' '.join(moved)}"
 
 
 def _matrix_transpose(call: OpCall) -> str:
+    """The last two dimensions; a vector is its own transpose."""
+    names = _names(len(call.inputs[0].shape))
+    moved = [*names[:-2], *reversed(names[-2:])]
+    return f"{' '.join(names)} -> {' '.join(moved)}"
+
+
+def _reverse(call: OpCall) -> str:
     names = _names(len(call.inputs[0].shape))
     return f"{' '.join(names)} -> {' '.join(reversed(names))}"
 
@@ -40,68 +77,29 @@ def _permute(call: OpCall) -> str:
     return f"{' '.join(names)} -> {' '.join(names[i] for i in order)}"
 
 
+def _move(call: OpCall) -> str:
+    """The named dimensions to their destinations; the others keep their order."""
+    names = _names(len(call.inputs[0].shape))
+    given = call.argument(1, "source"), call.argument(2, "destination")
+    sources, targets = (
+        [dim % len(names) for dim in ([each] if isinstance(each, int) else each)] for each in given
+    )
+    place = dict(zip(targets, sources, strict=True))
+    others = (name for i, name in enumerate(names) if i not in sources)
+    moved = [names[place[i]] if i in place else next(others) for i in range(len(names))]
+    return f"{' '.join(names)} -> {' '.join(moved)}"
+
+
+# -- repeating ------------------------------------------------------------------------------
+
+
 def _expand(call: OpCall) -> str:
     """Dimensions of size one, and new ones on the left, are repeated."""
-    return "*b -> *b"
+    return f"{', '.join(['*b'] * len(call.inputs))} -> *b"
 
 
-def _slice(call: OpCall) -> str:
-    """The dimension that is cut is whole on every rank."""
-    before = _names(len(call.inputs[0].shape))
-    after = list(before)
-    at = call.dim(1, "dim", 0)
-    before[at], after[at] = "[in]", "[out]"
-    return f"{' '.join(before)} -> {' '.join(after)}"
-
-
-def _select(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
-    at = call.dim(1, "dim", 0)
-    kept = names[:at] + names[at + 1 :]
-    names[at] = f"[{names[at]}]"
-    return f"{' '.join(names)} -> {' '.join(kept)}"
-
-
-def _uneven_split(call: OpCall) -> Bound:
-    """Pieces of different sizes along one dimension, which stays whole."""
-    at = call.dim(2, "dim", 0)
-    shape = call.inputs[0].shape
-    dims = tuple(f"d{i}" if i != at and size > 1 else None for i, size in enumerate(shape))
-    sizes = {f"d{i}": size for i, size in enumerate(shape) if i != at and size > 1}
-    return Bound((dims,), (dims,) * len(call.outputs), sizes)
-
-
-def _cat(call: OpCall) -> Bound:
-    """Pieces joined along one dimension, which stays whole; an empty vector joins anything."""
-    shape = call.outputs[0].shape
-    at = int(call.argument(1, "dim", 0)) % len(shape)
-    dims = tuple(f"d{i}" if i != at and size > 1 else None for i, size in enumerate(shape))
-    sizes = {f"d{i}": size for i, size in enumerate(shape) if i != at and size > 1}
-    inputs = tuple((None,) if each == (0,) else dims for each in call.input_shapes)
-    return Bound(inputs, (dims,), sizes)
-
-
-def _stack(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
-    at = int(call.argument(1, "dim", 0)) % (len(names) + 1)
-    joined = [*names[:at], "[new]", *names[at:]]
-    return ", ".join([" ".join(names)] * len(call.inputs)) + " -> " + " ".join(joined)
-
-
-def _pad(call: OpCall) -> str:
-    """Padded dimensions are whole; `pad` counts pairs from the last dimension."""
-    pairs = len(call.argument(1, "pad")) // 2
-    names = _names(len(call.inputs[0].shape))
-    before, after = list(names), list(names)
-    for at in range(len(names) - pairs, len(names)):
-        before[at], after[at] = f"[{names[at]}]", f"[p{at}]"
-    return f"{' '.join(before)} -> {' '.join(after)}"
-
-
-def _pad_is_linear(call: OpCall) -> tuple[frozenset[int], ...]:
-    """Padding with anything but zero would add it once a rank."""
-    zero = call.argument(2, "mode", "constant") == "constant" and not call.argument(3, "value", 0.0)
-    return _LINEAR if zero else ()
+def _expand_to_result(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return torch.ops.aten.expand.default(x, list(context.output_shape()))
 
 
 def _broadcast(call: OpCall) -> str:
@@ -115,41 +113,136 @@ def _as_expand(context: LocalContext, tensors: Any) -> Any:
     return [expand(each, list(context.output_shape(i))) for i, each in enumerate(tensors)]
 
 
+def _meshgrid(call: OpCall) -> str:
+    """Each vector along a dimension of its own; "xy" swaps the first two."""
+    names = [f"i{n}" if meta.shape else "" for n, meta in enumerate(call.inputs)]
+    dims = [name or "1" for name in names]
+    if call.kwargs.get("indexing", "ij") == "xy":
+        dims[:2] = reversed(dims[:2])
+    return f"{', '.join(names)} -> {', '.join([' '.join(dims)] * len(call.outputs))}"
+
+
 def _additive(call: OpCall) -> tuple[frozenset[int], ...]:
     return (frozenset(range(len(call.inputs))),)
 
 
-def _as_reshape(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Every row-major view is one reshape to the local shape; a squeeze must see no shard sizes."""
-    return torch.ops.aten.reshape.default(x, list(context.output_shape()))
+# -- cutting --------------------------------------------------------------------------------
+
+
+def _slice(call: OpCall) -> str:
+    """The dimension that is cut is whole on every rank."""
+    before = _names(len(call.inputs[0].shape))
+    after = list(before)
+    at = call.dim(1, "dim", 0)
+    before[at], after[at] = "[in]", "[out]"
+    return f"{' '.join(before)} -> {' '.join(after)}"
+
+
+def _select(call: OpCall) -> str:
+    """One row, or all rows apart, of a dimension that is whole on every rank."""
+    names = _names(len(call.inputs[0].shape))
+    at = call.dim(1, "dim", 0)
+    kept = " ".join(names[:at] + names[at + 1 :])
+    names[at] = f"[{names[at]}]"
+    return f"{' '.join(names)} -> {', '.join([kept] * len(call.outputs))}"
+
+
+def _pieces(call: OpCall) -> Bound:
+    """Pieces along one dimension, which stays whole."""
+    shape = call.inputs[0].shape
+    at = {"hsplit": min(1, len(shape) - 1), "vsplit": 0, "dsplit": 2}.get(_op_name(call))
+    if at is None:
+        at = call.dim(2, "dim", 0)
+    dims = tuple(f"d{i}" if i != at and size > 1 else None for i, size in enumerate(shape))
+    sizes = {f"d{i}": size for i, size in enumerate(shape) if i != at and size > 1}
+    return Bound((dims,), (dims,) * len(call.outputs), sizes)
+
+
+def _diagonal(call: OpCall) -> str:
+    """Two whole dimensions become one, the last."""
+    names = _names(len(call.inputs[0].shape))
+    defaults = (-2, -1) if _op_name(call) == "linalg_diagonal" else (0, 1)
+    pair = {call.dim(i + 2, f"dim{i + 1}", default) for i, default in enumerate(defaults)}
+    kept = [name for i, name in enumerate(names) if i not in pair]
+    names = [f"[{name}]" if i in pair else name for i, name in enumerate(names)]
+    return f"{' '.join(names)} -> {' '.join([*kept, '[k]'])}"
+
+
+def _unfold(call: OpCall) -> str:
+    """Windows of a whole dimension, their contents last."""
+    before = _names(len(call.inputs[0].shape))
+    if not before:
+        return " -> [size]"
+    after = list(before)
+    at = call.dim(1, "dimension")
+    before[at], after[at] = "[in]", "[windows]"
+    return f"{' '.join(before)} -> {' '.join(after)} [size]"
 
 
 _RESHAPE = Rule(_reshape, kind="free", partial=_LINEAR, program=_as_reshape)
+_RESHAPE_AS = Rule(_reshape_as, kind="free", partial=_LINEAR, program=_as_reshape)
+_TRANSPOSE = Rule(_transpose, kind="free", partial=_LINEAR)
+_MATRIX_TRANSPOSE = Rule(_matrix_transpose, kind="free", partial=_LINEAR)
+_MOVE = Rule(_move, kind="free", partial=_LINEAR)
+_EXPAND = Rule(_expand, kind="free", partial=_LINEAR, sizes=1)
+_MESHGRID = Rule(_meshgrid, kind="free", partial=_additive)
+_SLICE = Rule(_slice, kind="free", partial=_LINEAR)
+_SELECT = Rule(_select, kind="free", partial=_LINEAR)
+_PIECES = Rule(_pieces, kind="free", partial=_LINEAR)
+_DIAGONAL = Rule(_diagonal, kind="free", partial=_LINEAR)
+_SAME_SHAPE = Rule("*b -> *b", kind="free", partial=_LINEAR)
+
+_RESHAPES = (
+    "view.default reshape.default _unsafe_view.default flatten.using_ints ravel.default "
+    "unflatten.int unsqueeze.default squeeze.dim squeeze.dims squeeze.default atleast_1d.default "
+    "atleast_2d.default atleast_3d.default"
+)
+_SPLITS = (
+    "split.Tensor split_with_sizes.default chunk.default tensor_split.sections "
+    "tensor_split.indices hsplit.int hsplit.array vsplit.int vsplit.array dsplit.int dsplit.array"
+)
 
 RULES: dict[str, Rule] = {
-    "aten.view.default": _RESHAPE,
-    "aten.reshape.default": _RESHAPE,
-    "aten._unsafe_view.default": _RESHAPE,
-    "aten.flatten.using_ints": _RESHAPE,
-    "aten.unflatten.int": _RESHAPE,
-    "aten.unsqueeze.default": _RESHAPE,
-    "aten.squeeze.dim": _RESHAPE,
-    "aten.squeeze.dims": _RESHAPE,
-    "aten.squeeze.default": _RESHAPE,
-    "aten.transpose.int": Rule(_transpose, kind="free", partial=_LINEAR),
-    "aten.t.default": Rule(_matrix_transpose, kind="free", partial=_LINEAR),
-    "aten.numpy_T.default": Rule(_matrix_transpose, kind="free", partial=_LINEAR),
+    **{f"aten.{name}": _RESHAPE for name in _RESHAPES.split()},
+    "aten.view_as.default": _RESHAPE_AS,
+    "aten.reshape_as.default": _RESHAPE_AS,
+    "aten.view.dtype": Rule(_reinterpret, kind="free"),
+    "aten.transpose.int": _TRANSPOSE,
+    "aten.swapaxes.default": _TRANSPOSE,
+    "aten.swapdims.default": _TRANSPOSE,
+    "aten.t.default": _MATRIX_TRANSPOSE,
+    "aten.numpy_T.default": Rule(_reverse, kind="free", partial=_LINEAR),
+    "aten.mT.default": _MATRIX_TRANSPOSE,
+    "aten.mH.default": _MATRIX_TRANSPOSE,
+    "aten.matrix_H.default": _MATRIX_TRANSPOSE,
+    "aten.adjoint.default": _MATRIX_TRANSPOSE,
     "aten.permute.default": Rule(_permute, kind="free", partial=_LINEAR),
-    "aten.expand.default": Rule(_expand, kind="free", partial=_LINEAR, sizes=1),
+    "aten.movedim.int": _MOVE,
+    "aten.movedim.intlist": _MOVE,
+    "aten.moveaxis.int": _MOVE,
+    "aten.moveaxis.intlist": _MOVE,
+    "aten.expand.default": _EXPAND,
+    "aten.broadcast_to.default": _EXPAND,
+    "aten.expand_as.default": Rule(
+        _expand, kind="free", partial=_LINEAR, program=_expand_to_result
+    ),
     "aten.broadcast_tensors.default": Rule(
         _broadcast, kind="free", partial=_additive, program=_as_expand
     ),
-    "aten.slice.Tensor": Rule(_slice, kind="free", partial=_LINEAR),
-    "aten.split.Tensor": Rule(_uneven_split, kind="free", partial=_LINEAR),
-    "aten.split_with_sizes.default": Rule(_uneven_split, kind="free", partial=_LINEAR),
-    "aten.chunk.default": Rule(_uneven_split, kind="free", partial=_LINEAR),
-    "aten.select.int": Rule(_select, kind="free", partial=_LINEAR),
-    "aten.cat.default": Rule(_cat, partial=_additive),
-    "aten.stack.default": Rule(_stack, partial=_additive),
-    "aten.pad.default": Rule(_pad, partial=_pad_is_linear),
+    "aten.meshgrid.default": _MESHGRID,
+    "aten.meshgrid.indexing": _MESHGRID,
+    "aten.slice.Tensor": _SLICE,
+    "aten.narrow.default": _SLICE,
+    "aten.select.int": _SELECT,
+    "aten.unbind.int": _SELECT,
+    **{f"aten.{name}": _PIECES for name in _SPLITS.split()},
+    "aten.diagonal.default": _DIAGONAL,
+    "aten.linalg_diagonal.default": _DIAGONAL,
+    "aten.unfold.default": Rule(_unfold, kind="free", partial=_LINEAR),
+    "aten.view_as_real.default": Rule("*b -> *b [c]", kind="free", partial=_LINEAR),
+    "aten.view_as_complex.default": Rule("*b [c] -> *b", kind="free", partial=_LINEAR),
+    "aten.real.default": _SAME_SHAPE,
+    "aten.imag.default": _SAME_SHAPE,
+    "aten.resolve_conj.default": _SAME_SHAPE,
+    "aten.resolve_neg.default": _SAME_SHAPE,
 }

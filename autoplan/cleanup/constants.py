@@ -13,16 +13,22 @@ from torch.fx.experimental.proxy_tensor import py_sym_types
 aten = torch.ops.aten
 
 
-def fold_constants(graph: fx.Graph) -> dict[str, torch.Tensor]:
+def fold_constants(graph: fx.Graph) -> tuple[dict[str, torch.Tensor], fx.Graph]:
     """Compute what depends on no input, parameter or buffer; keep the results as placeholders.
 
-    Dimensions along which a result only repeats are stored once and expanded.
+    Dimensions along which a result only repeats are stored once and expanded. Also returns what
+    was computed, as a graph for `recompute`.
     """
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "call_function" and _is_constant(node, values):
             values[node] = _evaluate(node, values)
     constants: dict[str, torch.Tensor] = {}
+    folded = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in values:
+        copies[node] = folded.node_copy(node, copies.__getitem__)
+    recipes: dict[str, fx.Node] = {}
     first = next(iter(graph.nodes))
     for node, value in values.items():
         if all(user in values for user in node.users):
@@ -33,7 +39,7 @@ def fold_constants(graph: fx.Graph) -> dict[str, torch.Tensor]:
         narrow = _without_repetition(value)
         with graph.inserting_before(first):
             stored = graph.placeholder(f"constant_{node.name}")
-        constants[stored.name] = narrow.contiguous()
+        constants[stored.name], recipes[stored.name] = narrow.contiguous(), copies[node]
         stored.meta["val"] = _like(node.meta["val"], narrow)
         stored.meta["path"], stored.meta["source"] = node.meta["path"], node.meta["source"]
         with graph.inserting_before(node):
@@ -45,7 +51,32 @@ def fold_constants(graph: fx.Graph) -> dict[str, torch.Tensor]:
     for node in reversed(list(values)):
         if not node.users:
             graph.erase_node(node)
-    return constants
+    folded.output(recipes)
+    folded.eliminate_dead_code()
+    return constants, folded
+
+
+def recompute(folded: fx.Graph, constants: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `fold_constants` computed, once more: after an edit of the types in its graph.
+
+    `constants` are those that are still used; they say which dimensions are stored once.
+    """
+    returned = folded.output_node()
+    recipes: Any = returned.args[0]
+    returned.args = ({name: node for name, node in recipes.items() if name in constants},)
+    folded.eliminate_dead_code()
+    values: dict[fx.Node, Any] = {}
+    for node in folded.nodes:
+        if node.op == "call_function":
+            values[node] = _evaluate(node, values)
+    results = {}
+    for name, node in recipes.items():
+        if name in constants:
+            value = values[node]
+            for dim, size in enumerate(constants[name].shape):
+                value = value.narrow(dim, 0, size)
+            results[name] = value.contiguous()
+    return results
 
 
 def _like(fake: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sysconfig
-import traceback
 from pathlib import Path
 
 import torch
@@ -17,11 +16,9 @@ _NOT_THE_USERS = (
 )
 
 
-def user_frame(error: BaseException) -> str | None:
-    """File and line of the innermost frame outside torch and autoplan, for an error message."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+def is_users(filename: str) -> bool:
+    """Whether code is outside of torch, autoplan and Python itself."""
+    return not filename.startswith(_NOT_THE_USERS)
 
 
 def at(node: fx.Node) -> str:

@@ -12,6 +12,19 @@ from torch import fx
 aten = torch.ops.aten
 
 
+def state_epsilon(graph: fx.Graph) -> None:
+    """A norm that is given no epsilon gets that of the model's type, whatever it is proven in."""
+    for node in graph.find_nodes(op="call_function", target=aten.rms_norm.default):
+        names = ("input", "normalized_shape", "weight", "eps")
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        if given.get("eps") is None:
+            dtype = given["input"].meta["val"].dtype
+            # Half precision is computed in float32.
+            epsilon = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
+            node.args = (node.args[0], given["normalized_shape"], given.get("weight"), epsilon)
+            node.kwargs = {}
+
+
 def use_causal_flag(graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> None:
     """A constant lower-triangular attention mask becomes `is_causal=True`: fewer bytes."""
     for node in graph.find_nodes(
@@ -49,6 +62,44 @@ def use_causal_flag(graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> N
             True,
         )
         node.kwargs = kwargs
+
+
+def use_grouped_heads(graph: fx.Graph) -> None:
+    """Key and value heads repeated for their groups of query heads become `enable_gqa=True`.
+
+    Ranks that split the query heads then share what they read of fewer key heads.
+    """
+    for node in graph.find_nodes(
+        op="call_function", target=aten.scaled_dot_product_attention.default
+    ):
+        if len(node.args) < 3 or node.kwargs.get("enable_gqa"):
+            continue
+        query, *repeated = node.args[:3]
+        bases = [_before_repetition(each) for each in repeated]
+        if query.meta["val"].ndim == 4 and all(bases):
+            node.args = (query, *bases, *node.args[3:])
+            node.kwargs = {**node.kwargs, "enable_gqa": True}
+
+
+def _before_repetition(node: Any) -> fx.Node | None:
+    """The [b, h, s, d] that `node` repeats: [b, h, 1, s, d] expanded to [b, h, g, s, d], joined."""
+    if node.op != "call_function" or node.target not in (aten.reshape.default, aten.view.default):
+        return None
+    expand = node.args[0]
+    if expand.op != "call_function" or expand.target != aten.expand.default:
+        return None
+    unsqueeze = expand.args[0]
+    if unsqueeze.op != "call_function" or unsqueeze.target != aten.unsqueeze.default:
+        return None
+    base = unsqueeze.args[0]
+    if not isinstance(base, fx.Node) or base.meta["val"].ndim != 4:
+        return None
+    batch, heads, length, width = base.meta["val"].shape
+    groups = expand.meta["val"].shape[2]
+    wanted = (batch, heads, 1, length, width), (batch, heads, groups, length, width)
+    found = tuple(unsqueeze.meta["val"].shape), tuple(expand.meta["val"].shape)
+    joined = (batch, heads * groups, length, width)
+    return base if found == wanted and tuple(node.meta["val"].shape) == joined else None
 
 
 def split_fused_projections(graph: fx.Graph) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import operator
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +20,16 @@ _ASSERTS = ("_assert", "sym_constrain", "_guards", "assert_async")
 
 
 def drop_asserts(graph: fx.Graph) -> None:
-    """Remove metadata and value assertions: shapes are fixed once captured."""
+    """Remove metadata and value assertions, and numbers that only they read.
+
+    Shapes are fixed once captured.
+    """
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and any(word in str(node.target) for word in _ASSERTS):
+        if node.op != "call_function":
+            continue
+        asserts = any(word in str(node.target) for word in _ASSERTS)
+        is_number = isinstance(node.meta.get("val"), py_sym_types)
+        if asserts or (is_number and not node.users):
             graph.erase_node(node)
 
 
@@ -38,47 +46,65 @@ def refuse_dynamic_shapes(graph: fx.Graph) -> None:
                 )
 
 
+_OF_VMAP = ("lazy_load_decompositions", "_vmap_increment_nesting", "_add_batch_dim")
+
+
+def refuse_foreign_calls(graph: fx.Graph) -> None:
+    """Raise CaptureError at what is no op on tensors: vmap, cond, a graph within the graph."""
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            name = getattr(node.target, "__name__", str(node.target))
+            fix = "write it with ops on tensors, such as torch.where"
+            if name in _OF_VMAP:
+                name, fix = "torch.vmap", "write the batched form, with einsum or bmm"
+            raise CaptureError(f"{name} in the model cannot be planned{at(node)}; {fix}.")
+
+
 _DROPOUTS = tuple(
     f"aten.{kind}.default"
     for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 )
 
 
+def number_random_ops(graph: fx.Graph, draws: Callable[[fx.Node], bool]) -> None:
+    """Number the calls that draw numbers as the model makes them, those that nothing reads too."""
+    random = [node for node in graph.nodes if node.op == "call_function" and draws(node)]
+    for number, node in enumerate(random):
+        node.meta["draw"] = number
+
+
 def refuse_unkeyed_random(graph: fx.Graph, keyed: Container[str]) -> None:
     """Raise CaptureError at an op that draws from torch's generator: ranks would draw apart."""
     for node in graph.nodes:
         tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and str(node.target) not in keyed:
+        seeded = torch.Tag.nondeterministic_seeded in tags and str(node.target) not in keyed
+        if seeded and not _drops_nothing(node):
             raise CaptureError(
-                f"{node.target} draws random numbers{at(node)}; only dropout and attention's "
-                "dropout are drawn alike on every rank: draw outside the model and pass the result "
-                "in."
+                f"{node.target} draws random numbers{at(node)}, and no rule draws them alike on "
+                "every rank; draw them outside the model and pass them in as an argument."
             )
 
 
-def drop_no_ops(graph: fx.Graph, aliases_only: bool = False) -> None:
-    """Remove ops that return their input: aliases, casts to the same type, dropout that is off.
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether the op draws numbers for a dropout alone, and that is off."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return "dropout" in given and (not given["dropout"] or not given.get("train", True))
 
-    `aliases_only` keeps `contiguous`, which may copy: before in-place ops are functionalised.
-    """
+
+def drop_no_ops(graph: fx.Graph) -> None:
+    """Remove ops that return their input: aliases, casts to the same type, dropout that is off."""
     for node in list(graph.nodes):
         if node.op == "call_function" and str(node.target) == "aten.broadcast_tensors.default":
             _drop_broadcast(graph, node)
             continue
         if node.op != "call_function" or not _is_no_op(node):
             continue
-        if aliases_only and _may_copy(node):
-            continue
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
-
-
-def _may_copy(node: fx.Node) -> bool:
-    """Whether the op may return a new tensor even where it changes nothing."""
-    name = str(node.target)
-    if name.startswith("aten.to."):
-        return any(each is True for each in (*node.args[1:], *node.kwargs.values()))
-    return name.startswith(("aten._to_copy.", "aten.lift_fresh_copy.", "aten.contiguous."))
 
 
 def _drop_broadcast(graph: fx.Graph, node: fx.Node) -> None:
@@ -105,7 +131,7 @@ def _is_no_op(node: fx.Node) -> bool:
         return True
     if name.startswith(("aten.to.", "aten._to_copy.")):
         return same
-    if name.split(".")[1] in (
+    if name.removeprefix("aten.").split(".")[0] in (
         "expand",
         "view",
         "reshape",
@@ -115,9 +141,12 @@ def _is_no_op(node: fx.Node) -> bool:
         "flatten",
     ):
         return same
-    if name in _DROPOUTS:
-        return not node.args[1] or not node.args[2]
-    return False
+    return is_dropout_off(node)
+
+
+def is_dropout_off(node: fx.Node) -> bool:
+    """Whether a node is dropout that returns its argument."""
+    return str(node.target) in _DROPOUTS and (not node.args[1] or not node.args[2])
 
 
 def forget_devices(graph: fx.Graph) -> None:
@@ -128,11 +157,18 @@ def forget_devices(graph: fx.Graph) -> None:
 
 
 def drop_unused(
-    graph: fx.Graph, kinds: Mapping[str, tuple[str, str]], aliases: Mapping[str, str]
+    graph: fx.Graph,
+    kinds: Mapping[str, tuple[str, str]],
+    aliases: Mapping[str, str],
+    updates: Container[str],
 ) -> None:
-    """Remove dead code, and placeholders that nothing reads; parameters and arguments stay."""
+    """Remove dead code, and placeholders that nothing reads.
+
+    Parameters and arguments stay, and buffers among `updates`: one may be written over unread.
+    """
     for node in reversed(list(graph.nodes)):
         kind, path = kinds.get(node.name, ("constant", ""))
         kept = node.op in ("placeholder", "output") and kind in ("parameter", "input")
+        kept = kept or (kind == "buffer" and path in updates)
         if not node.users and node.op != "output" and (not kept or path in aliases):
             graph.erase_node(node)

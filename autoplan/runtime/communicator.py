@@ -17,8 +17,9 @@ from torch import Tensor
 from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Partial, Split, chunk_range, parse_entry
 from autoplan.mesh import Mesh
-from autoplan.runtime.random import dropout_mask
-from autoplan.runtime.wire import pack, unpack
+from autoplan.runtime import random
+from autoplan.runtime.exchange import Exchange, exchange_rows, read_exchange
+from autoplan.runtime.wire import pack, pad, unpack
 
 Observer = Callable[[str, int, str], None]
 """Called with (kind, bytes before the axis cuts, axis) for every collective that runs."""
@@ -38,6 +39,7 @@ class Communicator(abc.ABC):
         self.coordinates = coordinates
         self.seed = seed
         self.step = 0
+        self.device = torch.device("cpu")
         self.observer: Observer | None = None
 
     @abc.abstractmethod
@@ -54,12 +56,78 @@ class Communicator(abc.ABC):
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         """Elementwise maximum over the ranks of an axis; no gradient."""
 
+    @abc.abstractmethod
+    def exchange_rows(
+        self, x: Tensor, counts: Tensor, *, axis: str, rows: int, length: int | None = None
+    ) -> Tensor:
+        """Send rows to the ranks of an axis, as many as `counts` says; differentiable.
+
+        counts: [n, n] integers; rank p sends rank q its next counts[p, q] rows, in rank order, and
+            what lies beyond stays. The result lays what arrives side by side, in rank order.
+        rows: of all ranks together. The sizes that travel depend on data, so that the exchange is
+            counted as an all-to-all of so many rows.
+        length: rows of the result, zeros after those that arrive; by default those alone.
+        """
+
     def dropout(
         self, x: Tensor, p: float, shape: Sequence[int], starts: Sequence[int], key: int
     ) -> Tensor:
         """Dropout of a shard that starts at `starts` in a tensor of logical `shape`."""
-        keep = dropout_mask(x, p, shape, starts, self.seed, key, self.step)
+        keep = random.dropout_mask(x, p, shape, starts, self.seed, key, self.step)
         return x * (keep.to(x.dtype) / (1.0 - p if p < 1.0 else 1.0))
+
+    def keep(
+        self,
+        local_shape: Sequence[int],
+        p: float,
+        shape: Sequence[int],
+        starts: Sequence[int],
+        key: int,
+    ) -> Tensor:
+        """Flags of a shard, each false with probability `p`."""
+        return random.keep_mask(local_shape, p, shape, starts, self._key(key), self.device)
+
+    def uniform(
+        self,
+        local_shape: Sequence[int],
+        shape: Sequence[int],
+        starts: Sequence[int],
+        key: int,
+        *,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Numbers in [0, 1) for a shard that starts at `starts` in a tensor of logical `shape`."""
+        return random.uniform(local_shape, shape, starts, self._key(key), dtype, self.device)
+
+    def normal(
+        self,
+        local_shape: Sequence[int],
+        shape: Sequence[int],
+        starts: Sequence[int],
+        key: int,
+        *,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Standard normal numbers for a shard."""
+        return random.normal(local_shape, shape, starts, self._key(key), dtype, self.device)
+
+    def integers(
+        self,
+        local_shape: Sequence[int],
+        shape: Sequence[int],
+        starts: Sequence[int],
+        key: int,
+        low: int,
+        high: int,
+        *,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Whole numbers from `low` up to, not with, `high` for a shard."""
+        found = random.integers(local_shape, shape, starts, self._key(key), low, high, self.device)
+        return found.to(dtype)
+
+    def _key(self, key: int) -> tuple[int, ...]:
+        return self.seed, key, self.step
 
     def causal_mask(self, scores: Tensor, start: int) -> Tensor:
         """Scores [..., q, k], minus infinity where the key comes after query `start` + q."""
@@ -110,12 +178,22 @@ class _Boxing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, steps: Sequence[Step], *values: Tensor) -> Any:
         ctx.run, ctx.steps = run, steps
+        ctx.set_materialize_grads(False)
         return tuple(run(values, steps))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        # Through itself, so that the gradient of the gradient is boxing a -> b again.
-        return None, None, *box(grads, [step.reversed for step in ctx.steps], ctx.run)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        # What no gradient reaches keeps none, on every rank alike: optimizers skip it.
+        reached = {number: grad for number, grad in enumerate(grads) if grad is not None}
+        results: list[Tensor | None] = [None] * len(grads)
+        if reached:
+            steps = [ctx.steps[number].reversed for number in reached]
+            # Through itself, so that the gradient of the gradient is boxing a -> b again.
+            for number, result in zip(
+                reached, box(list(reached.values()), steps, ctx.run), strict=True
+            ):
+                results[number] = result
+        return None, None, *results
 
 
 def box(values: Sequence[Tensor], steps: Sequence[Step], run: Run) -> tuple[Tensor, ...]:
@@ -150,6 +228,24 @@ class DistributedCommunicator(Communicator):
         self.observe("all_reduce", x.numel() * x.element_size(), axis)
         return self._collective("all_reduce", x.detach().reshape(1, -1), axis, "max").view(x.shape)
 
+    def exchange_rows(
+        self, x: Tensor, counts: Tensor, *, axis: str, rows: int, length: int | None = None
+    ) -> Tensor:
+        index = self.coordinates[self.mesh.index(axis)]
+        exchange = read_exchange(counts, index, axis, rows, length)
+        return exchange_rows(x, exchange, self._exchange)
+
+    def _exchange(self, x: Tensor, exchange: Exchange) -> Tensor:
+        self.observe("all_to_all", exchange.size_bytes(x), exchange.axis)
+        ops = torch.ops._c10d_functional
+        out = ops.all_to_all_single(
+            x[: sum(exchange.sent)].contiguous(),
+            exchange.received,
+            exchange.sent,
+            self._groups[exchange.axis],
+        )
+        return pad(ops.wait_tensor(out), 0, exchange.length)
+
     def _run(self, values: Sequence[Tensor], steps: Sequence[Step]) -> Sequence[Tensor]:
         """One collective for all `values`: their steps have the same action, their dtype is one."""
         axis, name = steps[0].axis, steps[0].forward
@@ -164,9 +260,14 @@ class DistributedCommunicator(Communicator):
         buffer = packed[0] if len(packed) == 1 else torch.cat(packed, 1)
         if dtype == torch.bool:
             buffer = buffer.to(torch.uint8)
+        elif dtype.is_complex:  # gloo's all-to-all knows reals only
+            buffer = torch.view_as_real(buffer.contiguous()).flatten(1)
         source = steps[0].source
         reduction = source.reduction if isinstance(source, Partial) else "sum"
-        received = self._collective(name, buffer.contiguous(), axis, reduction).to(dtype)
+        received = self._collective(name, buffer.contiguous(), axis, reduction)
+        if dtype.is_complex:
+            received = torch.view_as_complex(received.reshape(received.shape[0], -1, 2))
+        received = received.to(dtype)
         rows = torch.split(received, [each.shape[1] for each in packed], 1)
         return [
             unpack(name, row, x.shape, step, parts, index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from autoplan.layouts import B, Layout, Split
+from autoplan.layouts import B, Layout, Partial, Split
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import Communicator, DistributedCommunicator, Observer
 from autoplan.runtime.program import Program
@@ -28,7 +28,22 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def parameter(self, whole: Tensor, layout: Layout, requires_grad: bool) -> nn.Parameter:
-        """A parameter with the logical value `whole`, stored in `layout`."""
+        """A parameter with the logical value `whole`, stored in `layout`.
+
+        Of a value on the meta device only its shape and type are known: no value is written.
+        """
+
+    @abc.abstractmethod
+    def replicas(self, whole: Tensor, layout: Layout, requires_grad: bool) -> list[nn.Parameter]:
+        """A parameter for every rank that is present, each with a gradient of its own."""
+
+    @abc.abstractmethod
+    def local(self, tensor: Tensor) -> Tensor:
+        """What this rank holds of a replica, or of its gradient."""
+
+    @abc.abstractmethod
+    def summed(self, values: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+        """Values of the ranks that are present, with the addends of P entries summed."""
 
     @abc.abstractmethod
     def stored(self, parameter: Tensor, layout: Layout) -> Any:
@@ -89,6 +104,18 @@ def placements(layout: Layout) -> tuple[Placement, ...]:
     return tuple(Shard(e.dim) if isinstance(e, Split) else Replicate() for e in layout)
 
 
+def layout_of(tensor: DTensor) -> Layout:
+    """The storage layout that a parameter's placements say."""
+    return Layout(Split(p.dim) if isinstance(p, Shard) else B for p in tensor.placements)
+
+
+def _copied(value: Tensor, device: torch.device) -> Tensor:
+    """A contiguous copy on `device`; of a value on the meta device, room for it."""
+    if value.is_meta:
+        return torch.empty(value.shape, dtype=value.dtype, device=device)
+    return value.to(device, copy=True).contiguous()
+
+
 def _quiet_redistribution(record: logging.LogRecord) -> bool:
     """Gradient norms and whole parameters on two axes take one collective an axis; no news."""
     return "While redistributing from" not in record.getMessage()
@@ -110,6 +137,7 @@ class DistributedExecutor(Executor):
         self.rank = torch.distributed.get_rank()
         groups = {axis: self.device_mesh.get_group(axis) for axis in mesh.axes}
         self.comm = DistributedCommunicator(mesh, mesh.coordinates(self.rank), groups, seed)
+        self.comm.device = device
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -120,8 +148,7 @@ class DistributedExecutor(Executor):
         return (self.comm,)
 
     def parameter(self, whole: Tensor, layout: Layout, requires_grad: bool) -> nn.Parameter:
-        local = shard(whole.detach(), layout, self.mesh, self.rank)
-        local = local.to(self.device, copy=True).contiguous()
+        local = _copied(shard(whole.detach(), layout, self.mesh, self.rank), self.device)
         return nn.Parameter(self._dtensor(local, layout, whole), requires_grad=requires_grad)
 
     def _dtensor(self, local: Tensor, layout: Layout, whole: Tensor) -> DTensor:
@@ -134,6 +161,20 @@ class DistributedExecutor(Executor):
             shape=whole.shape,
             stride=contiguous,
         )
+
+    def replicas(self, whole: Tensor, layout: Layout, requires_grad: bool) -> list[nn.Parameter]:
+        return [self.parameter(whole, layout, requires_grad)]
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def summed(self, values: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+        total = values[0].clone()
+        for axis, entry in zip(self.mesh.axes, layout, strict=True):
+            if isinstance(entry, Partial):
+                group = self.device_mesh.get_group(axis)
+                torch.distributed.all_reduce(total, group=group)
+        return [total]
 
     def stored(self, parameter: Tensor, layout: Layout) -> Any:
         assert isinstance(parameter, DTensor)
@@ -189,6 +230,8 @@ class SimulatedExecutor(Executor):
     def __init__(self, mesh: Mesh, device: torch.device, seed: int) -> None:
         self.mesh, self.device = mesh, device
         self.simulator = Simulator(mesh, seed)
+        for comm in self.comms:
+            comm.device = device
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -199,8 +242,26 @@ class SimulatedExecutor(Executor):
         return self.simulator.comms
 
     def parameter(self, whole: Tensor, layout: Layout, requires_grad: bool) -> nn.Parameter:
-        copy = whole.detach().to(self.device, copy=True).contiguous()
+        copy = _copied(whole.detach(), self.device)
         return nn.Parameter(copy, requires_grad=requires_grad)
+
+    def replicas(self, whole: Tensor, layout: Layout, requires_grad: bool) -> list[nn.Parameter]:
+        whole = whole.to(self.device)
+        shards = (shard(whole, layout, self.mesh, rank).clone() for rank in self.ranks)
+        return [nn.Parameter(each, requires_grad=requires_grad) for each in shards]
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def summed(self, values: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+        totals = list(values)
+        for axis, entry in zip(self.mesh.axes, layout, strict=True):
+            if isinstance(entry, Partial):
+                for group in self.mesh.groups(axis):
+                    total = torch.stack([totals[rank] for rank in group]).sum(0)
+                    for rank in group:
+                        totals[rank] = total
+        return totals
 
     def stored(self, parameter: Tensor, layout: Layout) -> Any:
         return scatter(parameter, layout, self.mesh)

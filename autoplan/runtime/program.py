@@ -29,18 +29,21 @@ class Program:
     """What the rank at `coordinates` runs.
 
     prologue(comm, *parameters, *state) -> values: boxing that depends on parameters only.
-    body(comm, *values, *inputs) -> outputs: one microbatch; the loss whole, others as they lie.
+    body(comm, *values, *buffers, *inputs) -> outputs, new buffers: one microbatch; the loss and
+        buffers whole, other outputs as they lie.
     epilogue(comm, *outputs) -> outputs: every output whole on every rank.
 
-    `parameters` are in storage layout, `state` are buffers and constants. `inputs` name the flat
-    positions of the model's arguments. `outputs` has, per flat output of the model, the position
-    among the body's outputs, or a plain value.
+    `parameters` are in storage layout, `state` are constants and buffers that stay as they are,
+    `updates` are buffers that the body reads and changes, whole on every rank. `inputs` name
+    the flat positions of the model's arguments. `outputs` has, per flat output of the model, the
+    position among the body's outputs, or a plain value.
     """
 
     mesh: Mesh
     coordinates: tuple[int, ...]
     parameters: tuple[TensorSpec, ...]
     state: tuple[TensorSpec, ...]
+    updates: tuple[TensorSpec, ...]
     inputs: tuple[tuple[int, TensorSpec], ...]
     outputs: tuple[OutputSpec | Constant, ...]
     loss: int | None

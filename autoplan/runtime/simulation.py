@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.autograd.function import once_differentiable
 
 from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Layout, Partial, Split, chunk_range, local_ranges
@@ -23,6 +22,8 @@ from autoplan.runtime.communicator import (
     moved_bytes,
     read_step,
 )
+from autoplan.runtime.exchange import Exchange, read_exchange
+from autoplan.runtime.wire import pad
 
 Values = list[Any]
 """One value per rank."""
@@ -41,6 +42,11 @@ class SimulatedCommunicator(Communicator):
 
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         raise RuntimeError("a simulated rank cannot reduce alone; run the program in a Simulator.")
+
+    def exchange_rows(
+        self, x: Tensor, counts: Tensor, *, axis: str, rows: int, length: int | None = None
+    ) -> Tensor:
+        raise RuntimeError("a simulated rank cannot send alone; run the program in a Simulator.")
 
 
 class Simulator:
@@ -104,6 +110,13 @@ class Simulator:
                 tensors = list(zip(*(args[1] for args, _ in calls), strict=True))
                 boxed = self.box_many(tensors, list(zip(*many, strict=True)))
                 return list(zip(*boxed, strict=True))
+            if first.target == "exchange_rows":
+                exchanges = []
+                for comm, (args, kw) in zip(self.comms, calls, strict=True):
+                    index = comm.coordinates[self.mesh.index(kw["axis"])]
+                    length = kw.get("length")
+                    exchanges.append(read_exchange(args[2], index, kw["axis"], kw["rows"], length))
+                return self.exchange_rows([args[1] for args, _ in calls], exchanges)
             if first.target == "all_reduce_max":
                 return self._all_reduce_max([args[1] for args, _ in calls], calls[0][0][2])
             return [getattr(args[0], str(first.target))(*args[1:], **kw) for args, kw in calls]
@@ -123,6 +136,25 @@ class Simulator:
         flat = itertools.chain.from_iterable(tensors)
         results = _SimulatedBoxing.apply(self, tuple(map(tuple, steps)), *flat)  # type: ignore[no-untyped-call]
         return _rows(results, self.mesh.num_devices)
+
+    def exchange_rows(self, values: Sequence[Tensor], exchanges: Sequence[Exchange]) -> Values:
+        """Rows from every rank to others; differentiable. One value and one exchange a rank."""
+        return list(_SimulatedExchange.apply(self, tuple(exchanges), *values))  # type: ignore[no-untyped-call]
+
+    def exchange(self, values: Sequence[Tensor], exchanges: Sequence[Exchange]) -> Values:
+        """What the exchanges, on one axis, do to the values of all ranks."""
+        results: Values = list(values)
+        for group in self.mesh.groups(exchanges[0].axis):
+            pieces = [
+                torch.split(values[rank][: sum(exchanges[rank].sent)], list(exchanges[rank].sent))
+                for rank in group
+            ]
+            for index, rank in enumerate(group):
+                each = exchanges[rank]
+                self.comms[rank].observe("all_to_all", each.size_bytes(values[rank]), each.axis)
+                arrived = torch.cat([sent[index] for sent in pieces])
+                results[rank] = pad(arrived, 0, each.length)
+        return results
 
     def _all_reduce_max(self, values: Values, axis: str) -> Values:
         results: Values = list(values)
@@ -205,14 +237,54 @@ class _SimulatedBoxing(torch.autograd.Function):
     ) -> Any:
         ctx.simulator, ctx.steps = simulator, steps
         moved = simulator.move(_rows(values, simulator.mesh.num_devices), steps)
-        return tuple(itertools.chain.from_iterable(moved))
+        results = tuple(itertools.chain.from_iterable(moved))
+        ctx.shapes = [each.shape for each in results]
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        ranks = ctx.simulator.mesh.num_devices
+        per_tensor = _rows(list(zip(grads, ctx.shapes, strict=True)), ranks)
+        # What no gradient reaches on any rank keeps none: optimizers skip it.
+        filled = {number: _filled(each) for number, each in enumerate(per_tensor)}
+        reached = {number: each for number, each in filled.items() if each is not None}
+        results: list[Values] = [[None] * ranks for _ in per_tensor]
+        if reached:
+            steps = [[step.reversed for step in ctx.steps[number]] for number in reached]
+            # Through itself, so that the gradient of the gradient is boxing a -> b again.
+            boxed = ctx.simulator.box_many(list(reached.values()), steps)
+            results = [
+                boxed.pop(0) if number in reached else none for number, none in enumerate(results)
+            ]
+        return None, None, *itertools.chain.from_iterable(results)
+
+
+def _filled(ranks: Sequence[tuple[Tensor | None, Any]]) -> Values | None:
+    """Gradients of one tensor on all ranks, zero where one has none; None where none has any."""
+    like = next((grad for grad, _ in ranks if grad is not None), None)
+    if like is None:
+        return None
+    return [like.new_zeros(shape) if grad is None else grad for grad, shape in ranks]
+
+
+class _SimulatedExchange(torch.autograd.Function):
+    """Rows of all ranks at once; backward is the same way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, simulator: Simulator, exchanges: tuple[Exchange, ...], *values: Tensor
+    ) -> Any:
+        ctx.simulator = simulator
+        ctx.exchanges = [
+            each.reversed(value.shape[0]) for each, value in zip(exchanges, values, strict=True)
+        ]
+        return tuple(simulator.exchange(values, exchanges))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        steps = [[step.reversed for step in per_rank] for per_rank in ctx.steps]
-        # Through itself, so that the gradient of the gradient is boxing a -> b again.
-        boxed = ctx.simulator.box_many(_rows(grads, ctx.simulator.mesh.num_devices), steps)
-        return None, None, *itertools.chain.from_iterable(boxed)
+        # Through itself, so that the gradient of the gradient is the exchange again.
+        return None, None, *ctx.simulator.exchange_rows(grads, ctx.exchanges)
 
 
 class _Scatter(torch.autograd.Function):
@@ -225,12 +297,32 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, whole: Tensor, layout: Layout, mesh: Mesh) -> Any:
         ctx.layout, ctx.mesh, ctx.shape = layout, mesh, whole.shape
-        return tuple(shard(whole, layout, mesh, rank).clone() for rank in range(mesh.num_devices))
+        shards = [shard(whole, layout, mesh, rank).clone() for rank in range(mesh.num_devices)]
+        ctx.shapes = [each.shape for each in shards]
+        ctx.set_materialize_grads(False)
+        return tuple(shards)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return join(list(grads), ctx.layout, ctx.mesh, tuple(ctx.shape)), None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        filled = _filled(list(zip(grads, ctx.shapes, strict=True)))
+        if filled is None:
+            return None, None, None
+        return _Join.apply(ctx.layout, ctx.mesh, tuple(ctx.shape), *filled), None, None  # type: ignore[no-untyped-call]
+
+
+class _Join(torch.autograd.Function):
+    """The logical tensor of shards; its gradient goes whole to every rank that holds all of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layout: Layout, mesh: Mesh, shape: tuple[int, ...], *values: Tensor
+    ) -> Tensor:
+        ctx.layout, ctx.mesh = layout, mesh
+        return join(list(values), layout, mesh, shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, None, None, *scatter(grad, ctx.layout, ctx.mesh)
 
 
 class _Gather(torch.autograd.Function):
@@ -242,7 +334,6 @@ class _Gather(torch.autograd.Function):
         return values[0].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         return (grad,) * ctx.count
 

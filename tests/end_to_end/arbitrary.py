@@ -10,22 +10,26 @@ from unittest import mock
 
 import numpy as np
 
-import autoplan.planning
+import autoplan.within_memory
 from autoplan.solver import Certificate, Problem, Solution
 
 
 @contextmanager
 def any_choice(seed: int) -> Iterator[None]:
     """Plans made inside take a random choice of finite cost for every site."""
+    drawn = 0
 
     def solve(problem: Problem, classes: Any = None, time_limit_s: float = 0.0) -> Solution:
+        nonlocal drawn
+        drawn += 1
         choices = _draw(problem, random.Random(seed))
         cost = problem.objective(choices)
         size = len(choices)
         return Solution(choices, Certificate(cost, 0.0, 1.0, 0.0, "time limit", size, 0, size))
 
-    with mock.patch.object(autoplan.planning, "solve", solve):
+    with mock.patch.object(autoplan.within_memory, "solve", solve):
         yield
+    assert drawn, "nothing was planned, or another solver was called"
 
 
 def _draw(problem: Problem, draw: random.Random) -> tuple[int, ...]:

@@ -157,16 +157,24 @@ def test_a_misspelt_pattern_suggests_a_pattern() -> None:
         )
 
 
-@pytest.mark.parametrize("rows", [2, 6])
-def test_a_batch_that_leaves_ranks_empty(rows: int) -> None:
-    """6 rows cut as torch.chunk cuts are 2, 2, 2 and none."""
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_that_leaves_most_ranks_empty(rows: int) -> None:
     with pytest.raises(HintError) as error:
-        autoplan.plan(Mlp(), *vector_batch(rows), devices=4, preset="ddp")
-    says(error, ["'x'", f"{rows} rows", "devices 4", "multiple of 4"])
-    plan = autoplan.plan(Mlp(), *vector_batch(rows), devices=4)  # other layouts are left
+        autoplan.plan(Mlp(), *vector_batch(rows), devices=8, preset="ddp")
+    says(error, ["'x'", f"{rows} rows", "devices 8", "multiple of 8"])
+    plan = autoplan.plan(Mlp(), *vector_batch(rows), devices=8)  # other layouts are left
     assert plan.baseline.step_time_s is None
     assert "not possible" in plan.baseline.note
     assert "not possible" in plan.report()
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+def test_a_batch_that_leaves_a_rank_empty_is_right(rows: int) -> None:
+    """6 rows cut as torch.chunk cuts are 2, 2, 2 and none."""
+    args, kwargs = vector_batch(rows)
+    module = autoplan.parallelize(Mlp(), args, kwargs, devices=4, preset="ddp")
+    check = module.verify(args, kwargs)
+    assert check.ok, check
 
 
 def test_too_little_memory_names_the_least_that_would_do() -> None:
@@ -301,3 +309,11 @@ def test_a_plan_that_does_not_fit(plan: autoplan.Plan, tmp_path: Path) -> None:
 def test_layouts_of_unknown_paths(plan: autoplan.Plan) -> None:
     with pytest.raises(LayoutError, match=r"'fc1\.weigt'.*did you mean 'fc1\.weight'"):
         plan.layout("fc1.weigt")
+
+
+def test_autocast_around_a_planned_module() -> None:
+    args, kwargs = vector_batch()
+    module = autoplan.parallelize(Mlp(), args, kwargs, devices=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(InputError) as error:
+        module(*args, **kwargs)
+    says(error, ["autocast", "inside the model", "bfloat16"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 import autoplan
-from tests.models import Mlp, gpt2, language_batch, vector_batch
+from tests.models import Mlp, gpt2, ideal_cluster, language_batch, vector_batch
+from tests.runtime.launch import run_ranks
 
 
 def megatron() -> tuple[autoplan.ParallelModule, Any]:
@@ -99,11 +101,90 @@ def test_a_wrong_dual_shows_in_gradients_alone() -> None:
     found = module.verify(args, kwargs)
     assert not found.ok
     assert found.loss_error < 1e-12
-    assert found.first_difference is None
+    difference = found.first_difference
+    assert difference is not None
+    assert difference.direction == "backward"
+    assert difference.path.startswith("transformer.h.0")
+    assert "on devices" in difference.collective
+    assert f"after {difference.collective}" in str(difference)
     wrong_paths = {path for path, error in found.gradient_errors.items() if error > 1e-6}
     assert wrong_paths
     assert not any(path.startswith("transformer.h.1") for path in wrong_paths)
     assert "worst gradient" in str(found)
+
+
+class Counted(nn.Module):
+    """Batch norm, a moving average of its own, and a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(12)
+        self.mlp = Mlp()
+        self.register_buffer("average", torch.zeros(12))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.double()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return self.mlp(self.norm(x) + self.average, y)
+
+
+@pytest.mark.parametrize("preset", ["ddp", None])
+def test_buffers_and_weights_after_steps_are_compared(preset: str | None) -> None:
+    torch.manual_seed(0)
+    args, kwargs = vector_batch(6)
+    model = Counted()
+    module = autoplan.parallelize(model, args, kwargs, devices=4, preset=preset)
+    found = module.verify(args, kwargs, steps=3)
+    assert found.ok, str(found)
+    assert set(found.buffer_errors) == {path for path, _ in model.named_buffers()}
+    assert set(found.weight_errors) == {path for path, _ in model.named_parameters()}
+    assert int(module.get_buffer("calls")) == 0  # the module's own state is left alone
+    sgd = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    assert module.verify(args, kwargs, steps=2, optimizer=sgd).ok
+    module(*args, **kwargs)
+    model(*args, **kwargs)
+    for path, buffer in model.named_buffers():
+        torch.testing.assert_close(module.get_buffer(path), buffer, rtol=1e-12, atol=1e-12)
+
+
+def test_a_wrong_buffer_is_found() -> None:
+    torch.manual_seed(0)
+    args, kwargs = vector_batch(6)
+    module = autoplan.parallelize(Counted(), args, kwargs, devices=2, preset="ddp")
+    [entry] = module._entries.values()
+    for program in entry.programs:
+        graph = program.body.graph
+        [count] = [n for n in graph.nodes if n.name.startswith("add") and n.args[1:] == (1,)][:1]
+        count.args = (count.args[0], 2)
+    recompile(module)
+    found = module.verify(args, kwargs)
+    assert not found.ok
+    assert max(found.gradient_errors.values()) < 1e-9
+    with pytest.raises(autoplan.VerificationError, match="worst buffer") as caught:
+        module.verify(args, kwargs, raises=True)
+    assert caught.value.check.buffer_errors == found.buffer_errors
+
+
+def test_the_model_s_own_precision() -> None:
+    torch.manual_seed(0)
+    args, kwargs = language_batch(4, 8)
+    module = autoplan.parallelize(gpt2().float(), args, kwargs, devices=4, preset="megatron-sp")
+    found = module.verify(args, kwargs, precision="model", steps=2)
+    assert found.ok, str(found)
+    assert found.tolerance == 1e-4
+    assert max(found.gradient_errors.values()) > 1e-12
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"), [({"precision": "float32"}, "precision"), ({"steps": -1}, "steps")]
+)
+def test_what_verify_does_not_take(given: dict[str, Any], wrong: str) -> None:
+    module = autoplan.parallelize(Mlp(), *vector_batch(), devices=2)
+    with pytest.raises(autoplan.InputError, match=wrong):
+        module.verify(*vector_batch(), **given)
 
 
 def test_a_gradient_that_is_not_summed() -> None:
@@ -182,6 +263,7 @@ def test_dropout_is_not_taken_for_the_difference() -> None:
     assert not found.ok
     assert found.first_difference is not None
     assert found.first_difference.path == "transformer.ln_f"
+    assert "all_reduce" in found.first_difference.collective
 
 
 def test_gradients_in_flight_are_left_alone() -> None:
@@ -203,3 +285,29 @@ def test_a_model_in_float32_is_compared_in_float64() -> None:
     assert found.ok, str(found)
     assert max(found.gradient_errors.values()) < 1e-12
     assert next(module.parameters()).dtype == torch.float32
+
+
+def _verify_on_ranks(rank: int, world: int) -> tuple[str, list[Any]]:
+    torch.manual_seed(rank)  # rank 0's weights count
+    args, kwargs = vector_batch(6)
+    module = autoplan.parallelize(
+        Counted(), args, kwargs, devices=world, preset="megatron", cluster=ideal_cluster(world)
+    )
+    sound = str(module.verify(args, kwargs, steps=2, raises=True))
+    [entry] = module._entries.values()
+    for node in entry.programs[0].body.graph.nodes:
+        if str(node.target).startswith("aten.gelu"):
+            wrong_gelu(node)
+    recompile(module)
+    found = module.verify(args, kwargs)
+    assert found.first_difference is not None
+    return sound, [found.ok, found.gradient_errors, str(found.first_difference)]
+
+
+def test_real_ranks_agree_on_what_they_found() -> None:
+    results = run_ranks(_verify_on_ranks, 4, 4)
+    assert all(sound.startswith("equal") for sound, _ in results)
+    _, (ok, errors, difference) = results[0]
+    assert not ok
+    assert "gelu" in difference
+    assert all(found == [ok, errors, difference] for _, found in results)

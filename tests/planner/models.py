@@ -99,6 +99,13 @@ def token_ids(batch: int = 4, sequence: int = 16, vocabulary: int = 101) -> Tens
 
 def run_captured(captured: Captured, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The captured graph on real arguments, node by node; outputs in the model's own structure."""
+    return run_with_updates(captured, model, *args, **kwargs)[0]
+
+
+def run_with_updates(
+    captured: Captured, model: nn.Module, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, Tensor]]:
+    """What the captured graph returns, and the new values of the buffers that it changes."""
     state = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -120,17 +127,26 @@ def run_captured(captured: Captured, model: nn.Module, *args: Any, **kwargs: Any
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # views of what was contiguous: the rules do the same
     results = fx.Interpreter(fx.GraphModule({}, graph)).run(*ordered)
-    return pytree.tree_unflatten(list(results), captured.out_spec)
+    count = len(results) - len(captured.updates)
+    updates = dict(zip(captured.updates, results[count:], strict=True))
+    return pytree.tree_unflatten(list(results[:count]), captured.out_spec), updates
 
 
 def captured_and_equal(model: nn.Module, *args: Any, atol: float = 1e-6, **kwargs: Any) -> Captured:
     """Capture, and check that the graph computes what the model computes, gradients included."""
     captured = capture(model, args, kwargs)
+    before = {path: buffer.clone() for path, buffer in model.named_buffers()}
+    torch.manual_seed(0)
+    result, updates = run_with_updates(captured, model, *args, **kwargs)
+    for path, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[path]), f"the graph changed {path}"
     torch.manual_seed(0)
     expected = model(*args, **kwargs)
-    torch.manual_seed(0)
-    result = run_captured(captured, model, *args, **kwargs)
     assert_same(result, expected, atol)
+    changed = {p for p, b in model.named_buffers() if not torch.equal(b, before[p])}
+    assert changed <= set(updates)
+    for path, value in updates.items():
+        torch.testing.assert_close(value, model.get_buffer(path), atol=atol, rtol=1e-5)
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = [_gradients(each, parameters) for each in (result, expected)]
     for one, other in zip(*gradients, strict=True):

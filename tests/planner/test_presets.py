@@ -146,7 +146,7 @@ def test_user_hints_go_before_a_preset(graphs: Any) -> None:
         plan_with(graphs["llama"], "ddp", hints=hints)
 
 
-def test_a_batch_that_ranks_do_not_divide_is_refused() -> None:
+def test_a_batch_that_leaves_most_ranks_without_rows_is_refused() -> None:
     ids = token_ids(3, 16)
-    with pytest.raises(autoplan.HintError, match=r"3 rows.*devices 4.*multiple of 4"):
-        autoplan.plan(gpt2(), (ids,), {"labels": ids}, devices=4, cluster="cpu", preset="ddp")
+    with pytest.raises(autoplan.HintError, match=r"3 rows.*devices 8.*multiple of 8"):
+        autoplan.plan(gpt2(), (ids,), {"labels": ids}, devices=8, cluster="cpu", preset="ddp")

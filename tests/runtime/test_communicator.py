@@ -27,7 +27,7 @@ from tests.runtime.launch import run_ranks
 from tests.runtime.logical import meaning, random_price, single_moves
 
 LINE, SQUARE = Mesh.of(x=4), Mesh.of(x=2, y=2)
-GRADIENT_TYPES = (torch.float64, torch.float32, torch.bfloat16)
+GRADIENT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.complex128)
 VALUE_TYPES = (torch.int64, torch.bool)
 RANKED = [torch.tensor([1.0, 5.0, 2.0, -3.0]).roll(rank) for rank in range(4)]
 
@@ -61,8 +61,8 @@ def square_cases() -> list[Case]:
     draw = random.Random(0)
     cases = []
     for number in range(160):
-        dtype = ((torch.float64,) * 4 + GRADIENT_TYPES + VALUE_TYPES)[number % 9]
-        gradient = dtype.is_floating_point
+        dtype = ((torch.float64,) * 4 + GRADIENT_TYPES + VALUE_TYPES)[number % 10]
+        gradient = dtype in GRADIENT_TYPES
         shape = draw.choice([(4, 6), (5, 7), (3, 5), (2, 3, 2), (7,)])
         entries = layout_entries(shape, gradient)
         source, target = (Layout(draw.choices(entries, k=2)) for _ in range(2))

@@ -141,3 +141,9 @@ def test_dropout_scales_what_it_keeps(dtype: torch.dtype) -> None:
     assert not comm.dropout(x, 1.0, (8, 50), (4, 0), key=9).any()
     comm.step += 1
     assert not torch.equal(comm.dropout(x, 0.25, (8, 50), (4, 0), key=9), out)
+
+
+def test_the_first_element_depends_on_the_key_as_all_others_do() -> None:
+    cpu = torch.device("cpu")
+    first = {int(random_bits((1,), (1,), (0,), (0, op, 0), cpu)) for op in range(64)}
+    assert len(first) == 64

@@ -63,6 +63,7 @@ ON_TWO_AXES = [
         "linear.default-bias",
         "matmul.default-batch",
         "scaled_dot_product_attention.default-dropout_bias",
+        "scaled_dot_product_attention.default-few_key_heads",
         "scaled_dot_product_attention.default-grouped",
         "transpose.int-heads",
     )
@@ -175,6 +176,41 @@ def test_cross_entropy_holds_for_any_call(data: st.DataObject) -> None:
     _check(fn, *tensors)
 
 
+@_some
+@given(st.data())
+def test_statistics_of_all_ranks_hold_for_any_dimensions(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(_sizes, min_size=1, max_size=3))
+    dims = tuple(data.draw(st.sets(st.integers(-len(shape), -1), min_size=1)))
+    last = data.draw(st.integers(-len(shape), -1))
+    keep, number = data.draw(st.booleans()), data.draw(st.integers(1, 2))
+    fns: dict[str, Callable[..., Any]] = {
+        "amax": lambda x: x.amax(dims, keep),
+        "logsumexp": lambda x: x.logsumexp(dims, keep),
+        "any": lambda x: x.any(dims, keep),
+        "std": lambda x: x.std(dims, correction=number - 1, keepdim=keep),
+        "var_mean": lambda x: torch.var_mean(x, dims),
+        "norm": lambda x: torch.linalg.vector_norm(x, number, dims, keep),
+        "softmax": lambda x: x.softmax(last),
+        "log_softmax": lambda x: x.log_softmax(last),
+        # Of one or two numbers a norm is constant but for epsilon: its gradient would be rounding.
+        "layer_norm": lambda x: F.layer_norm(x, shape[last:], eps=0.1),
+        "rms_norm": lambda x: F.rms_norm(x, shape[last:], eps=0.1),
+    }
+    _check(fns[data.draw(st.sampled_from(sorted(fns)))], real(*shape))
+
+
+@pytest.mark.parametrize("scale", [1, 2**14])
+@pytest.mark.parametrize("norm", [F.layer_norm, F.rms_norm])
+def test_norms_of_half_precision_are_taken_in_float32(
+    norm: Callable[..., Any], scale: float
+) -> None:
+    """As torch takes them, so that what is split differs by the last bit at most."""
+    x = (torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) / scale).bfloat16()
+    proofs = prove_on(FOUR, observe(lambda x: norm(x, (64,)), x))
+    [error] = [proof.error for proof in proofs if proof.labels == ("k0",)]
+    assert error < 2**-7
+
+
 # -- a wrong rule is caught -----------------------------------------------------------------
 
 
@@ -246,6 +282,34 @@ _WRONG: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str, Rule, set[str]
         "aten.layer_norm.default",
         _text("*b k -> *b k"),
         {"k"},
+    ),
+    "the largest of each rank's own": (
+        lambda x: x.amax(0),
+        (real(5, 4),),
+        "aten.amax.default",
+        replace(RULES["aten.amax.default"], program=None),
+        {"d0"},
+    ),
+    "a variance around each rank's own mean": (
+        lambda x: x.var(0),
+        (real(5, 4),),
+        "aten.var.dim",
+        replace(RULES["aten.var.dim"], program=None),
+        {"d0"},
+    ),
+    "flags of one rank": (
+        lambda x: x.any(0),
+        (torch.eye(5, 4, dtype=torch.bool),),
+        "aten.any.dim",
+        replace(RULES["aten.any.dim"], program=None),
+        {"d0"},
+    ),
+    "a filling added once a rank": (
+        lambda x, m: x.masked_fill(m, 1.0),
+        (real(5, 4), flags(5, 4)),
+        "aten.masked_fill.Scalar",
+        replace(RULES["aten.masked_fill.Scalar"], partial=_P),
+        {"P"},
     ),
     "a causal flag that starts anew": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
@@ -390,6 +454,7 @@ _SIGNATURES: dict[tuple[str, str], dict[str, str]] = {
         "B": "B B B -> B",
         "B/P": "B/P B B -> B/P",
         "n": "S(0) S(0) B -> P",
+        "c": "S(1) B B -> B",
     },
     ("scaled_dot_product_attention", "plain"): {
         "B": "B B B -> B",
@@ -407,12 +472,14 @@ _SIGNATURES: dict[tuple[str, str], dict[str, str]] = {
     ("scaled_dot_product_attention", "grouped"): {
         "B": "B B B -> B",
         "B/P": "B/P B/P B/P -> B/P",
+        "g": "S(1) B/P B/P -> S(1)",
         "h": "S(1) S(1) S(1) -> S(1)",
         "q": "S(2) B/P B/P -> S(2)",
     },
     ("scaled_dot_product_attention", "grouped_bias"): {
         "B": "B B B B -> B",
         "B/P": "B/P B/P B/P B/P -> B/P",
+        "g": "S(1) B/P B/P S(1) -> S(1)",
         "h": "S(1) S(1) S(1) S(1) -> S(1)",
         "q": "S(2) B/P B/P S(2) -> S(2)",
     },

@@ -1,0 +1,242 @@
+"""Parameters and buffers of a planned model, in their places; those of the meta device wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from autoplan.errors import ConfigError, InputError
+from autoplan.launch import distributed, make_executor, paths_without_values, same_everywhere
+from autoplan.layouts import Layout
+from autoplan.mesh import Mesh
+from autoplan.runtime.executor import Executor
+
+SEED, STEP = "autoplan_random_seed", "autoplan_random_step"
+"""Buffers of a module whose plan draws random numbers: a resumed run draws what follows."""
+
+
+class PlacedModule(nn.Module):
+    """Parameters in their storage layouts, and buffers, under the original model's paths.
+
+    Parameters are DTensors under torch.distributed, logical tensors in simulation.
+    """
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__()
+        self._model_name = type(model).__name__
+        self._executor: Executor | None = None
+        self._storage: dict[str, Layout] = {}
+        # Held outside of nn.Module's registry until they are placed.
+        self._weights: nn.Module | None
+        object.__setattr__(self, "_weights", model)
+        # Tensors that came from the meta device, as they were then: they have no value yet.
+        self._waiting: dict[str, tuple[Tensor, int]] = {}
+        # What the model's own modules return from `get_extra_state`, by path.
+        self._extra_states: dict[str, Any] = {}
+        # The position in the sequence of random numbers; registered where a plan draws some.
+        signed = (seed + 2**63) % 2**64 - 2**63  # the same 64 bits, which are all that is drawn by
+        self._unregistered = {
+            SEED: torch.tensor(signed, device="cpu"),
+            STEP: torch.tensor(0, device="cpu"),
+        }
+
+    # -- placing ----------------------------------------------------------------------------
+
+    def _place(self, mesh: Mesh, stored: Mapping[str, Layout]) -> None:
+        """Create the executor, and the parameters in their storage layouts.
+
+        Of a model on the meta device every rank makes room for its own shards alone.
+        """
+        model = self._weights
+        assert model is not None
+        executor = make_executor(mesh, model, int(self._random(SEED)))
+        self._executor = executor
+        absent = paths_without_values(model)
+        whole = Layout.parse(["B"] * mesh.ndim)
+        placed: dict[int, nn.Parameter] = {}
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            if id(parameter) not in placed:
+                layout = self._storage[path] = stored.get(path) or whole
+                value = parameter.detach()
+                value = value.to("meta") if path in absent else same_everywhere(value, executor)
+                placed[id(parameter)] = executor.parameter(value, layout, parameter.requires_grad)
+                if path in absent:
+                    self._await(path, placed[id(parameter)])
+            self._register(path, placed[id(parameter)])
+        state = model.state_dict(keep_vars=True)
+        shared: dict[int, Tensor] = {}
+        for path, buffer in model.named_buffers(remove_duplicate=False):
+            if id(buffer) not in shared and path in absent:
+                value = torch.zeros(buffer.shape, dtype=buffer.dtype, device=executor.device)
+                self._await(path, value)
+                shared[id(buffer)] = value
+            elif id(buffer) not in shared:
+                value = same_everywhere(buffer.detach(), executor)
+                shared[id(buffer)] = value.to(executor.device, copy=True)
+            self._register(path, shared[id(buffer)], persistent=path in state)
+        for path, module in model.named_modules(remove_duplicate=False):
+            self._register_module(path, module.training)
+        known = self._tensors()
+        self._extra_states = {path: value for path, value in state.items() if path not in known}
+        object.__setattr__(self, "_weights", None)
+
+    def _register(self, path: str, value: Tensor, persistent: bool = True) -> None:
+        """Register under the model's own path, in a tree of plain modules."""
+        *parents, name = path.split(".")
+        owner: nn.Module = self
+        for parent in parents:
+            if parent not in owner._modules:
+                _refuse_taken_name(owner, parent)
+                owner.add_module(parent, nn.Module())
+            owner = owner._modules[parent]  # type: ignore[assignment]
+        _refuse_taken_name(owner, name)
+        if isinstance(value, nn.Parameter):
+            owner.register_parameter(name, value)
+        else:
+            owner.register_buffer(name, value, persistent=persistent)
+
+    def _register_module(self, path: str, training: bool) -> None:
+        """Have a module at `path`, in that mode: `pm.encoder.dropout.eval()` works as it did."""
+        owner: nn.Module = self
+        for name in path.split(".") if path else ():
+            if name not in owner._modules:
+                if _is_taken(owner, name):
+                    return
+                owner.add_module(name, nn.Module())
+            owner = owner._modules[name]  # type: ignore[assignment]
+        owner.training = training
+
+    @property
+    def _live_executor(self) -> Executor:
+        if self._executor is None:
+            raise InputError(
+                "the module has no plan yet: call it once, or give example args to parallelize()."
+            )
+        return self._executor
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """Parameters by the original model's paths; InputError before there is a plan."""
+        self._live_executor  # noqa: B018  (raises where there is no plan)
+        return super().named_parameters(*args, **kwargs)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by every path it has."""
+        return {
+            **dict(self.named_parameters(remove_duplicate=False)),
+            **dict(self.named_buffers(remove_duplicate=False)),
+        }
+
+    # -- tensors without values -------------------------------------------------------------
+
+    def _await(self, path: str, tensor: Tensor) -> None:
+        """Note that `tensor` has no value yet: NaN, where its type has one, until it is loaded."""
+        local = local_part(tensor)
+        with torch.no_grad():
+            local.fill_(float("nan") if _has_nan(local) else 0)
+        self._waiting[path] = tensor, local._version
+
+    def _still_waiting(self, paths: Iterable[str]) -> list[str]:
+        """Which of `paths` have no value yet, on any rank; collective while some are waiting."""
+        asked = [path for path in dict.fromkeys(paths) if path in self._waiting]
+        if not asked:
+            return []
+        held = self._tensors()
+        empty = [path for path in asked if self._is_empty(path, held[path])]
+        if distributed():
+            everywhere: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everywhere, empty)
+            empty = [path for path in asked if any(path in each for each in everywhere)]
+        for path in asked:
+            if path not in empty:
+                del self._waiting[path]
+        return empty
+
+    def _is_empty(self, path: str, tensor: Tensor) -> bool:
+        """Still as it was placed. A rank whose shard has no rows cannot tell, and says no."""
+        placed, version = self._waiting[path]
+        local = local_part(tensor)
+        if _has_nan(local):
+            # Writes alone say nothing: an optimizer that is initialised by an empty step writes.
+            return local.numel() > 0 and bool(local.isnan().all())
+        return local.numel() > 0 and tensor is placed and local._version == version
+
+    def _ready(self, paths: Iterable[str]) -> None:
+        """Before a run that reads `paths`: all have values, and ranks draw by the seed in force."""
+        missing = self._still_waiting(paths)
+        if missing:
+            raise InputError(self._without_values(missing))
+        for comm in self._live_executor.comms:
+            comm.seed = self._seed
+
+    def _without_values(self, paths: list[str]) -> str:
+        persistent = self.state_dict(keep_vars=True)
+        outside = [path for path in paths if path not in persistent]
+        fix = "load them with load_full_state_dict, or with torch.distributed.checkpoint"
+        if outside:
+            fix += (
+                f"; buffers that are in no state dict ({_listed(outside)}) load_full_state_dict "
+                "takes too, or build the model with its buffers on a real device"
+            )
+        return (
+            f"{self._model_name} came from the meta device, without values yet for "
+            f"{_listed(paths)}; {fix}."
+        )
+
+    # -- random numbers ---------------------------------------------------------------------
+
+    def _random(self, name: str) -> Tensor:
+        registered = self._buffers.get(name)
+        return self._unregistered[name] if registered is None else registered
+
+    def _keep_random_position(self) -> None:
+        """Make seed and step part of the state: the plan draws random numbers."""
+        if SEED not in self._buffers:
+            for name, value in self._unregistered.items():
+                self.register_buffer(name, value)
+
+    @property
+    def _seed(self) -> int:
+        return int(self._random(SEED))
+
+    @property
+    def _steps(self) -> int:
+        """How many bodies have run: the position in the sequence of random numbers."""
+        return int(self._random(STEP))
+
+    @_steps.setter
+    def _steps(self, steps: int) -> None:
+        self._random(STEP).fill_(steps)
+
+
+def _listed(paths: list[str]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(repr, paths[:3])) + more
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach()
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return (tensor.is_floating_point() or tensor.is_complex()) and tensor.itemsize > 1
+
+
+def _is_taken(owner: nn.Module, name: str) -> bool:
+    own = isinstance(owner, PlacedModule)
+    return own and (hasattr(type(owner), name) or name in owner.__dict__)
+
+
+def _refuse_taken_name(owner: nn.Module, name: str) -> None:
+    """A path of the model must not hide what a parallel module has of its own."""
+    if _is_taken(owner, name):
+        raise ConfigError(
+            f"the model's {name!r} has the name of an attribute of a parallel module; rename it in "
+            "the model, or wrap the model in another module."
+        )

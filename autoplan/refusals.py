@@ -1,0 +1,145 @@
+"""What a plan cannot keep of a model: refused, or noted, before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from autoplan.cleanup.places import is_users
+from autoplan.errors import CaptureError, ConfigError
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Raise ConfigError for hooks on gradients, which an emitted program would not call."""
+    for path, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ConfigError(
+                f"parameter {path!r} has a gradient hook, which would be lost; register it on the "
+                "parallel module's own parameter after parallelize()."
+            )
+    for path, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise ConfigError(
+                f"module {path!r} has a backward hook, which an emitted program does not call; "
+                "remove it, or write what it does into the model."
+            )
+
+
+@contextlib.contextmanager
+def custom_gradients_refused() -> Iterator[None]:
+    """Raise CaptureError at a custom `autograd.Function`: export keeps its forward alone.
+
+    torch's own, such as checkpointing's, have the gradient of their forward.
+    """
+    function: Any = torch.autograd.Function
+    before = function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            raise CaptureError(
+                f"{cls.__name__}, a custom autograd.Function, is called{_calling_line()}; its "
+                "backward cannot be captured. Make it an op, with torch.library.custom_op and "
+                "register_autograd, or write it with detach(): y.detach() + (x - x.detach()) has "
+                "the value of y and the gradient of x."
+            )
+        return before.__get__(None, cls)(*args, **kwargs)
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = before
+
+
+def _calling_line() -> str:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+@contextlib.contextmanager
+def changed_numbers_noted(model: nn.Module, notes: list[str]) -> Iterator[None]:
+    """Note numbers that forward changes on the model's modules; export gives them back."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    before = nn.Module.__setattr__
+    noted: set[tuple[int, str]] = set()
+
+    def set_attribute(self: nn.Module, name: str, value: Any) -> None:
+        old = self.__dict__.get(name)
+        if (
+            id(self) in paths
+            and (id(self), name) not in noted
+            and isinstance(old, (bool, int, float))
+            and isinstance(value, (bool, int, float))
+            and old != value
+        ):
+            noted.add((id(self), name))
+            where = ".".join(filter(None, (paths[id(self)], name)))
+            notes.append(
+                f"forward changes {where} (from {old!r} to {value!r}); a plan keeps the value that "
+                "it was captured with: make it a buffer if forward computes with it"
+            )
+        before(self, name, value)
+
+    nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = before  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def inference_mode_as_no_grad() -> Iterator[None]:
+    """Export does not see `torch.inference_mode`; `no_grad` says the same of gradients."""
+    kind: Any = torch.inference_mode
+    before = kind.__enter__, kind.__exit__
+
+    def enter(self: Any) -> None:
+        self.as_no_grad = torch.no_grad() if self.mode else contextlib.nullcontext()
+        self.as_no_grad.__enter__()
+
+    def leave(self: Any, *failure: Any) -> None:
+        self.as_no_grad.__exit__(*failure)
+
+    kind.__enter__, kind.__exit__ = enter, leave
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = before
+
+
+@contextlib.contextmanager
+def other_random_numbers_refused(model: nn.Module) -> Iterator[None]:
+    """Raise CaptureError where forward draws from Python's or NumPy's generator.
+
+    A captured graph would hold the numbers of its capture for ever.
+    """
+    python, numbers = random.getstate(), numpy.random.get_state()
+    yield
+    drawn = [
+        name
+        for name, changed in (
+            ("random", random.getstate() != python),
+            ("numpy.random", not _same_state(numpy.random.get_state(), numbers)),
+        )
+        if changed
+    ]
+    if drawn:
+        raise CaptureError(
+            f"forward of {type(model).__name__} draws from {drawn[0]}, whose numbers a plan would "
+            "keep for ever; draw with torch, or outside the model (in transformers configs, "
+            "set mask_time_prob=0 or layerdrop=0)."
+        )
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    return all(numpy.array_equal(a, b) for a, b in zip(one, other, strict=True))

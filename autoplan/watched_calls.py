@@ -1,0 +1,138 @@
+"""Calls that a model makes while it is captured and that its graph would lose.
+
+Checks of values, `if ids.max() >= size: raise ...` and `assert mask.any()`, branch on data, which a
+graph cannot, but never change what is computed: they pass, and the plan notes that they are not
+part of it. Others would be lost without a word, and are refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from autoplan.cleanup.places import is_users
+from autoplan.errors import CaptureError
+
+
+class WatchedCalls(TorchFunctionMode):
+    """Lets conditions of assertions and of `if ...: raise` pass; `notes` says which.
+
+    Raises CaptureError for a backward pass inside the model, and for gradients switched off inside
+    an autocast region, which export forgets (torch 2.13).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.autocasts = 0
+
+    def __enter__(self) -> Self:
+        # An autocast region shows itself to export's own mode alone.
+        kind: Any = torch.amp.autocast_mode.autocast
+        self.before = kind.__enter__, kind.__exit__
+
+        def enter(region: Any) -> Any:
+            self.autocasts += 1
+            return self.before[0](region)
+
+        def leave(region: Any, *failure: Any) -> Any:
+            self.autocasts -= 1
+            return self.before[1](region, *failure)
+
+        kind.__enter__, kind.__exit__ = enter, leave
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        kind: Any = torch.amp.autocast_mode.autocast
+        kind.__enter__, kind.__exit__ = self.before
+        super().__exit__(*failure)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__bool__:
+            verdict = self._check(_asking_frame(sys._getframe(1)))
+            if verdict is not None:
+                return verdict
+        elif func is torch._C._set_grad_enabled and self.autocasts and not args[0]:
+            raise CaptureError(
+                f"torch.no_grad inside torch.autocast{_line(sys._getframe(1))} is lost when a "
+                "model is exported; write it around the autocast, or detach() what it computes."
+            )
+        elif func in (torch.Tensor.backward, torch.autograd.grad, torch.autograd.backward):
+            raise CaptureError(
+                f"forward runs a backward pass{_line(sys._getframe(1))}, which cannot be captured; "
+                "run it outside the model, on what the model returns."
+            )
+        return func(*args, **(kwargs or {}))
+
+    def _check(self, frame: FrameType | None) -> bool | None:
+        """The value with which the check at this line passes; None where there is no check."""
+        verdict = _passing(frame) if frame is not None else None
+        if verdict is not None and frame is not None:
+            name, number = frame.f_code.co_filename, frame.f_lineno
+            text = linecache.getline(name, number).strip()
+            note = f"the check at {name}:{number} is not part of the plan: {text}"
+            if note not in self.notes:
+                self.notes.append(note)
+        return verdict
+
+
+def _line(frame: FrameType | None) -> str:
+    found = _asking_frame(frame)
+    return f" at {found.f_code.co_filename}:{found.f_lineno}" if found is not None else ""
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_ASKS = tuple(f"{_TORCH}/{each}" for each in ("nn/", "distributions/", "functional.py"))
+"""Parts of torch that check values for the user."""
+
+
+def _asking_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of a model's code, or of what torch has of models."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if is_users(name) or name.startswith(_ASKS):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _passing(frame: FrameType) -> bool | None:
+    """The truth value with which the check at this line passes; None where it is no check."""
+    for statement in _statements(frame.f_code.co_filename):
+        if not statement.test.lineno <= frame.f_lineno <= (statement.test.end_lineno or 0):
+            continue
+        if isinstance(statement, ast.Assert):
+            return _value_for(statement.test, True)
+        if all(isinstance(each, ast.Raise) for each in statement.body):
+            return _value_for(statement.test, False)
+    return None
+
+
+def _value_for(test: ast.expr, wanted: bool) -> bool | None:
+    """What tensors in `test` must be for it to be `wanted`; None where they are not all alike."""
+    negations = sum(
+        isinstance(each, ast.UnaryOp) and isinstance(each.op, ast.Not) for each in ast.walk(test)
+    )
+    if negations == 0:
+        return wanted
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not) and negations == 1:
+        return not wanted
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _statements(filename: str) -> tuple[ast.If | ast.Assert, ...]:
+    try:
+        tree = ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return ()
+    return tuple(each for each in ast.walk(tree) if isinstance(each, (ast.If, ast.Assert)))
