@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import fx
+
 from autoplan.capture import Captured
 from autoplan.sites import describe, tensor_of
 from autoplan.strategies.rule import Rule
@@ -21,7 +23,8 @@ def arguments_without_batch(captured: Captured, rules: Mapping[str, Rule]) -> fr
 
     The batch is dimension 0 of the first tensor argument. An argument of the same size along
     dimension 0 counts as without it if the graph ties that dimension to others, none of them the
-    batch. (What the graph ties to nothing is left to its size.)
+    batch, or to nothing although it has a rule for every op that reads it (class weights, say).
+    What an op without a rule reads is left to its size.
     """
     arguments = [each for each in captured.inputs_of("input") if each.meta.shape]
     if not arguments:
@@ -47,6 +50,12 @@ def arguments_without_batch(captured: Captured, rules: Mapping[str, Rule]) -> fr
                 if index is not None:
                     dim = (name, output, number)
                     leader[find(dim)] = find(first.setdefault(index, dim))
+    read_blindly = {
+        source.name
+        for node in captured.graph.nodes
+        if node.op == "call_function" and not _has_rule(node, rules)
+        for source in node.all_input_nodes
+    }
     first_argument = min(arguments, key=lambda each: each.position)
     batch = find((first_argument.node, 0, 0))
     tied = {find(dim) for dim in leader if find(dim) != dim}
@@ -55,5 +64,10 @@ def arguments_without_batch(captured: Captured, rules: Mapping[str, Rule]) -> fr
         for each in arguments
         if each.meta.shape[0] == first_argument.meta.shape[0]
         and find((each.node, 0, 0)) != batch
-        and find((each.node, 0, 0)) in tied
+        and (find((each.node, 0, 0)) in tied or each.node not in read_blindly)
     )
+
+
+def _has_rule(node: fx.Node, rules: Mapping[str, Rule]) -> bool:
+    rule = rules.get(str(node.target))
+    return rule is not None and rule.applies(describe(node)[0])

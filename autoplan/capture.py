@@ -254,7 +254,8 @@ def _clean(
     cleanup.refuse_foreign_calls(graph)
     cleanup.refuse_dynamic_shapes(graph)
     cleanup.write_instance_statistics(graph)
-    updates = cleanup.functionalize(graph, kinds)
+    trained = [name for name, position in positions.items() if wanted[position]]
+    updates = cleanup.functionalize(graph, kinds, trained)
     returned = graph.output_node()
     returned.args = ((*returned.args[0], *updates.values()),)
     cleanup.annotate_paths(graph)
@@ -264,6 +265,7 @@ def _clean(
     constants |= {k: v for k, v in exported.constants.items() if isinstance(v, torch.Tensor)}
     if _is_double(model):
         constants = {name: _double(value) for name, value in constants.items()}
+    cleanup.refuse_mixed_products(graph)
     cleanup.forget_devices(graph)
     cleanup.drop_no_ops(graph)
     cleanup.separate_recurrent_dropout(graph)
@@ -277,7 +279,6 @@ def _clean(
     cleanup.drop_unused(graph, kinds, aliases, updates)
     parameters = dict(model.named_parameters())
     frozen = {path for path, value in parameters.items() if not value.requires_grad}
-    trained = [name for name, position in positions.items() if wanted[position]]
     cleanup.mark_gradients(graph, kinds, frozen, trained, training)
 
     inputs = tuple(

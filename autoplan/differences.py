@@ -96,9 +96,17 @@ def worst_of_ranks(errors: list[dict[Any, float]]) -> list[dict[Any, float]]:
 
 
 def first_difference(
-    original: Original, emitted: Emitted, planned: Planned, step: int, tolerance: float
+    original: Original,
+    emitted: Emitted,
+    planned: Planned,
+    step: int,
+    tolerance: float,
+    vanishing: float,
 ) -> Difference | None:
-    """Compare node by node with the captured graph on one device: values, then gradients."""
+    """Compare node by node with the captured graph on one device: values, then gradients.
+
+    vanishing: part of the largest gradient below which a gradient is but rounding.
+    """
     sites, choices = planned.annotated.sites, planned.choices
     seen: list[tuple[fx.Node, list[Any]]] = []
 
@@ -139,7 +147,7 @@ def first_difference(
         # A gradient that nothing asked for is missing on every rank alike.
         if true.grad is not None and all(each is not None for each in gradients):
             layout = layouts[number].dual
-            backward[number] = _error(emitted, gradients, layout, true.grad, 1e-6 * largest)
+            backward[number] = _error(emitted, gradients, layout, true.grad, vanishing * largest)
     forward, backward = worst_of_ranks([forward, backward])
     limit = max(tolerance, 1e-12)
     for errors, direction in ((forward, "forward"), (backward, "backward")):

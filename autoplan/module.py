@@ -23,6 +23,7 @@ from autoplan.planned import Entry, PlannedModule
 from autoplan.refusals import refuse_hooks
 from autoplan.request import make_request
 from autoplan.runtime.batches import Example
+from autoplan.runtime.executor import Watch, owned
 from autoplan.runtime.program import Constant
 from autoplan.verify import Check, MakeOptimizer, verify
 
@@ -67,7 +68,9 @@ class ParallelModule(PlannedModule):
             inputs.append(executor.give(value, spec.layout))
         return executor.run("prologue", entry.programs, inputs)
 
-    def _body(self, entry: Entry, values: list[Any], example: Example) -> list[Any]:
+    def _body(
+        self, entry: Entry, values: list[Any], example: Example, watch: Watch | None = None
+    ) -> list[Any]:
         """The body's outputs; buffers that it changes have their new values afterwards."""
         executor, program = self._live_executor, entry.programs[0]
         leaves = pytree.tree_leaves(example)
@@ -76,7 +79,7 @@ class ParallelModule(PlannedModule):
         inputs = [executor.give(leaves[position], spec.layout) for position, spec in program.inputs]
         executor.set_step(self._steps)
         self._steps += 1
-        results = executor.run("body", entry.programs, [*values, *buffers, *inputs])
+        results = executor.run("body", entry.programs, [*values, *buffers, *inputs], watch)
         outputs = results[: len(results) - len(buffers)]
         with torch.no_grad():
             for spec, new in zip(program.updates, results[len(outputs) :], strict=True):
@@ -130,7 +133,7 @@ class ParallelModule(PlannedModule):
             leaves = [self._detached(value) for value in values]
             losses, trees = [], []
             for part in parts:
-                results = self._body(entry, leaves, part)
+                results = self._body(entry, [self._owned(leaf) for leaf in leaves], part)
                 place = entry.programs[0].outputs[entry.programs[0].loss]
                 loss = executor.take(results[place.position])  # type: ignore[union-attr]
                 if not forward_only:
@@ -147,6 +150,10 @@ class ParallelModule(PlannedModule):
         executor = self._live_executor
         tensors = [t.detach().requires_grad_(t.requires_grad) for t in executor.tensors(value)]
         return executor.rebuild(value, tensors)
+
+    def _owned(self, leaf: Any) -> Any:
+        executor = self._live_executor
+        return executor.rebuild(leaf, [owned(each) for each in executor.tensors(leaf)])
 
     def _backward_of_prologue(self, values: list[Any], leaves: list[Any]) -> None:
         executor = self._live_executor
@@ -209,25 +216,25 @@ class ParallelModule(PlannedModule):
             )
         example: Example = (tuple(args), dict(kwargs))
         entry = self._entry_for_call(example)
-        if tolerance is None:
-            tolerance = 1e-9 if precision == "float64" else _tolerance_of(entry.captured)
         double = precision == "float64"
-        # A plan with training=False has no gradients to compare.
-        with torch.set_grad_enabled(self._request.setting.training):
-            check = verify(self, entry, example, tolerance, double, steps, optimizer)
+        coarsest = torch.float64 if double else _coarsest_type(entry.captured)
+        if tolerance is None:
+            tolerance = _TOLERANCES.get(coarsest, 3e-2)
+        rounding = torch.finfo(coarsest).eps
+        check = verify(self, entry, example, tolerance, double, rounding, steps, optimizer)
         if raises and not check.ok:
             raise VerificationError(f"{self._model_name} is not what was planned: {check}.", check)
         return check
 
 
-def _tolerance_of(captured: Captured) -> float:
-    """By the coarsest type that anything is computed in."""
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def _coarsest_type(captured: Captured) -> torch.dtype:
+    """The floating type of the fewest digits in which anything is computed."""
     values = [node.meta.get("val") for node in captured.graph.nodes]
-    found = [each for each in values if isinstance(each, Tensor) and each.is_floating_point()]
-    types = {each.dtype for each in found}
-    if types & {torch.bfloat16, torch.float16}:
-        return 3e-2
-    return 1e-9 if types == {torch.float64} else 1e-4
+    types = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return max(types, key=lambda each: torch.finfo(each).eps, default=torch.float64)
 
 
 def parallelize(

@@ -20,6 +20,19 @@ SEED, STEP = "autoplan_random_seed", "autoplan_random_step"
 """Buffers of a module whose plan draws random numbers: a resumed run draws what follows."""
 
 
+class Part(nn.Module):
+    """A place in the original model's tree: parameters, buffers and a mode, but no computation."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ConfigError(
+            "a part of a parallel module does not run, so that its hooks would never be called; "
+            "register them on the original model's module before parallelize()."
+        )
+
+    register_forward_hook = register_forward_pre_hook = _refuse
+    register_full_backward_hook = register_full_backward_pre_hook = forward = _refuse
+
+
 class PlacedModule(nn.Module):
     """Parameters in their storage layouts, and buffers, under the original model's paths.
 
@@ -92,7 +105,7 @@ class PlacedModule(nn.Module):
         for parent in parents:
             if parent not in owner._modules:
                 _refuse_taken_name(owner, parent)
-                owner.add_module(parent, nn.Module())
+                owner.add_module(parent, Part())
             owner = owner._modules[parent]  # type: ignore[assignment]
         _refuse_taken_name(owner, name)
         if isinstance(value, nn.Parameter):
@@ -107,7 +120,7 @@ class PlacedModule(nn.Module):
             if name not in owner._modules:
                 if _is_taken(owner, name):
                     return
-                owner.add_module(name, nn.Module())
+                owner.add_module(name, Part())
             owner = owner._modules[name]  # type: ignore[assignment]
         owner.training = training
 
@@ -130,6 +143,13 @@ class PlacedModule(nn.Module):
             **dict(self.named_parameters(remove_duplicate=False)),
             **dict(self.named_buffers(remove_duplicate=False)),
         }
+
+    def apply(self, fn: Any) -> Any:
+        """Raises ConfigError: the parts have no types by which `fn` could know them."""
+        raise ConfigError(
+            "apply() on a parallel module meets no layers; apply it to the original model before "
+            "parallelize(), or go over named_parameters()."
+        )
 
     # -- tensors without values -------------------------------------------------------------
 

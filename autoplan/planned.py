@@ -69,6 +69,12 @@ class PlannedModule(StatefulModule):
                 f"{name!r} is an attribute of the model, whose value is part of the plan; set it "
                 "on the original model, and parallelize that again."
             )
+        placed = structure is not None and self._executor is not None
+        if placed and isinstance(value, (nn.Parameter, nn.Module)):
+            raise ConfigError(
+                f"{name!r}: a parallel module takes no new parameters or modules; add them to the "
+                "original model, and parallelize that again."
+            )
         super().__setattr__(name, value)
 
     # -- planning ---------------------------------------------------------------------------
@@ -213,6 +219,10 @@ class PlannedModule(StatefulModule):
         return next(iter(self._entries.values()))
 
     def _entry_for_call(self, example: Example) -> Entry:
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(example)):
+            raise InputError(
+                "an argument is on the meta device, without values; give real tensors."
+            )
         if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
             raise InputError(
                 "torch.autocast is on around a parallel module, whose types are planned; write it "

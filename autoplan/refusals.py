@@ -75,18 +75,13 @@ def changed_numbers_noted(model: nn.Module, notes: list[str]) -> Iterator[None]:
 
     def set_attribute(self: nn.Module, name: str, value: Any) -> None:
         old = self.__dict__.get(name)
-        if (
-            id(self) in paths
-            and (id(self), name) not in noted
-            and isinstance(old, (bool, int, float))
-            and isinstance(value, (bool, int, float))
-            and old != value
-        ):
+        if id(self) in paths and (id(self), name) not in noted and _changes(old, value):
             noted.add((id(self), name))
             where = ".".join(filter(None, (paths[id(self)], name)))
+            change = "" if isinstance(old, torch.Tensor) else f" (from {old!r} to {value!r})"
             notes.append(
-                f"forward changes {where} (from {old!r} to {value!r}); a plan keeps the value that "
-                "it was captured with: make it a buffer if forward computes with it"
+                f"forward changes {where}{change}; a plan keeps the value that it was captured "
+                "with: make it a buffer if forward computes with it"
             )
         before(self, name, value)
 
@@ -95,6 +90,14 @@ def changed_numbers_noted(model: nn.Module, notes: list[str]) -> Iterator[None]:
         yield
     finally:
         nn.Module.__setattr__ = before  # type: ignore[method-assign]
+
+
+def _changes(old: Any, new: Any) -> bool:
+    """Whether an attribute goes from a number to another, or from a tensor to a tensor."""
+    if isinstance(old, torch.Tensor):
+        return isinstance(new, torch.Tensor) and new is not old
+    numbers = (bool, int, float)
+    return isinstance(old, numbers) and isinstance(new, numbers) and old != new
 
 
 @contextlib.contextmanager

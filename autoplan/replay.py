@@ -48,10 +48,7 @@ class Original:
         self.loss = entry.programs[0].loss
         types = [p.dtype for p in module._structure.parameters() if p.dtype.is_floating_point]
         self.low = next((each for each in types if double and each != torch.float64), None)
-        self.example: Example = pytree.tree_map(
-            lambda x: x.to(self.device) if isinstance(x, Tensor) else x,
-            widened(example) if double else example,
-        )
+        self.example: Example = _copied(example, self.device, double)
         self.model = materialize(module._structure, state, self.device, double)
 
     def run(self, step: int) -> list[Any]:
@@ -141,8 +138,10 @@ class Emitted:
             self.executor.give(value_of(s.name), s.layout) for s in self.program.updates
         ]
         self.buffers = self.first_buffers
-        leaves = pytree.tree_leaves(widened(example) if double else example)
-        self.inputs = [self.executor.give(leaves[at], s.layout) for at, s in self.program.inputs]
+        self.leaves = pytree.tree_leaves(_copied(example, self.executor.device, double))
+        self.inputs = [
+            self.executor.give(self.leaves[at], s.layout) for at, s in self.program.inputs
+        ]
 
     def run(self, step: int, watch: Watch | None = None) -> list[list[Any]]:
         """Flat outputs, each of every rank that is present; gradients are in the parameters."""
@@ -196,15 +195,17 @@ class Emitted:
         return pairs
 
 
-def widened(tree: Any) -> Any:
-    """A tree of arguments with floating tensors in float64."""
+def _copied(example: Example, device: torch.device, double: bool) -> Any:
+    """The arguments anew, with gradients of their own; `double`: floating ones in float64."""
 
-    def widen(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf.detach().double().requires_grad_(leaf.requires_grad)
-        return leaf
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        value = leaf.detach().to(device, copy=True)
+        value = value.double() if double and value.is_floating_point() else value
+        return value.requires_grad_(leaf.requires_grad)
 
-    return pytree.tree_map(widen, tree)
+    return pytree.tree_map(copied, example)
 
 
 def objective(outputs: Sequence[Any], loss: int | None) -> Tensor | None:
@@ -214,7 +215,8 @@ def objective(outputs: Sequence[Any], loss: int | None) -> Tensor | None:
         return found
     total: Tensor | None = None
     for each in outputs:
-        if isinstance(each, Tensor) and each.is_floating_point() and each.requires_grad:
+        differentiable = isinstance(each, Tensor) and each.is_floating_point() and each.numel()
+        if differentiable and each.requires_grad:
             count = max(each.numel(), 1)
             weights = torch.linspace(-1.0, 1.5, count, dtype=each.dtype, device=each.device)
             term = (each * weights.reshape(each.shape)).sum()

@@ -32,6 +32,7 @@ class Check:
 
     output_errors: by flat position; the error of the worst rank, as of all other errors.
     gradient_errors, weight_errors: by parameter path; weights after `steps` optimizer steps.
+    argument_errors: by flat position, of the gradients of arguments that want one.
     buffer_errors: by path, of the buffers that a call changes, after the last step.
     first_difference: where the computation first goes wrong; None where all is equal.
     """
@@ -41,6 +42,7 @@ class Check:
     loss_error: float
     output_errors: dict[int, float]
     gradient_errors: dict[str, float]
+    argument_errors: dict[int, float] = field(default_factory=dict)
     buffer_errors: dict[str, float] = field(default_factory=dict)
     weight_errors: dict[str, float] = field(default_factory=dict)
     steps: int = 0
@@ -58,12 +60,13 @@ class Check:
         ]
         for name, errors in (
             ("gradient", self.gradient_errors),
+            ("gradient of an argument", self.argument_errors),
             ("buffer", self.buffer_errors),
             (f"weight after {self.steps} steps", self.weight_errors),
         ):
             if errors:
-                worst = max(errors, key=lambda path: errors[path])
-                lines.append(f"worst {name}: {worst} by {errors[worst]:.3g}")
+                worst, error = max(errors.items(), key=lambda each: each[1])
+                lines.append(f"worst {name}: {worst} by {error:.3g}")
         if self.first_difference is not None:
             lines.append(f"first difference: {self.first_difference}")
         return "; ".join(lines)
@@ -86,10 +89,14 @@ def verify(
     example: Example,
     tolerance: float,
     double: bool,
+    rounding: float,
     steps: int,
     optimizer: MakeOptimizer | None,
 ) -> Check:
-    """Run both on `example` and compare; the module's own state is left as it is."""
+    """Run both on `example` and compare; the module's own state is left as it is.
+
+    rounding: the unit of the coarsest type in which anything is computed.
+    """
     state = {
         **{
             path: value.detach().cpu()
@@ -118,7 +125,11 @@ def verify(
         if isinstance(true, Tensor)
     }
     training = module._request.setting.training
-    gradient_errors = _gradient_errors(original, emitted) if training else {}
+    # Below it a gradient is rounding alone, of which 16 units are within the tolerance.
+    vanishing = max(1e-4, min(16 * rounding / tolerance, 1.0)) if tolerance else 1e-4
+    gradient_errors = _gradient_errors(original, emitted, vanishing) if training else {}
+    shared = training and not module._request.local_inputs
+    argument_errors = _argument_errors(original, emitted) if shared else {}
     if steps and original.parameters():
         optimizer = optimizer or _optimizer_for(original)
         optimizers = optimizer(original.parameters()), optimizer(emitted.parameters())
@@ -131,10 +142,10 @@ def verify(
                 each.zero_grad()
     buffer_errors = _buffer_errors(original, emitted)
     weight_errors = _weight_errors(original, emitted) if steps else {}
-    output_errors, gradient_errors, buffer_errors, weight_errors = worst_of_ranks(
-        [output_errors, gradient_errors, buffer_errors, weight_errors]
+    kinds = worst_of_ranks(
+        [output_errors, gradient_errors, argument_errors, buffer_errors, weight_errors]
     )
-    kinds = (output_errors, gradient_errors, buffer_errors, weight_errors)
+    output_errors, gradient_errors, argument_errors, buffer_errors, weight_errors = kinds
     ok = all(error <= tolerance for errors in kinds for error in errors.values())
     largest = max(output_errors.values(), default=0.0)
     difference = None
@@ -144,13 +155,14 @@ def verify(
             Original(module, entry, state, whole, double),
             Emitted(module, entry, state, example, double),
         )
-        difference = first_difference(*replays, entry.planned, first, tolerance)
+        difference = first_difference(*replays, entry.planned, first, tolerance, vanishing)
     return Check(
         ok=ok,
         tolerance=tolerance,
         loss_error=largest if emitted.program.loss is None else output_errors[emitted.program.loss],
         output_errors=output_errors,
         gradient_errors=gradient_errors,
+        argument_errors=argument_errors,
         buffer_errors=buffer_errors,
         weight_errors=weight_errors,
         steps=steps,
@@ -159,14 +171,24 @@ def verify(
     )
 
 
-def _gradient_errors(original: Original, emitted: Emitted) -> dict[str, float]:
+def _gradient_errors(original: Original, emitted: Emitted, vanishing: float) -> dict[str, float]:
     """By path; a gradient that is zero but for rounding (a key's bias) is measured by others."""
     truth = {path: each.grad for path, each in original.model.named_parameters()}
     sizes = {path: _magnitude(each) for path, each in truth.items()}
-    floor = 1e-6 * max(sizes.values(), default=0.0)
+    floor = vanishing * max(sizes.values(), default=0.0)
     return {
         path: max(relative_error(*pair, floor=max(sizes.get(path, 0.0), floor)) for pair in pairs)
         for path, pairs in emitted.shards(truth.get, lambda each: each.grad).items()
+    }
+
+
+def _argument_errors(original: Original, emitted: Emitted) -> dict[int, float]:
+    """Errors of the gradients of arguments that want one, by flat position."""
+    pairs = enumerate(zip(pytree.tree_leaves(original.example), emitted.leaves, strict=True))
+    return {
+        position: relative_error(found.grad, true.grad)
+        for position, (true, found) in pairs
+        if isinstance(true, Tensor) and true.requires_grad
     }
 
 

@@ -66,6 +66,11 @@ class WatchedCalls(TorchFunctionMode):
                 f"torch.no_grad inside torch.autocast{_line(sys._getframe(1))} is lost when a "
                 "model is exported; write it around the autocast, or detach() what it computes."
             )
+        elif func is torch.Tensor.register_hook:
+            raise CaptureError(
+                f"forward registers a gradient hook{_line(sys._getframe(1))}, which a graph does "
+                "not hold; write what it does into the model, or remove it."
+            )
         elif func in (torch.Tensor.backward, torch.autograd.grad, torch.autograd.backward):
             raise CaptureError(
                 f"forward runs a backward pass{_line(sys._getframe(1))}, which cannot be captured; "
@@ -108,8 +113,10 @@ def _asking_frame(frame: FrameType | None) -> FrameType | None:
 def _passing(frame: FrameType) -> bool | None:
     """The truth value with which the check at this line passes; None where it is no check."""
     for statement in _statements(frame.f_code.co_filename):
-        if not statement.test.lineno <= frame.f_lineno <= (statement.test.end_lineno or 0):
+        if not _spans(statement.test, frame.f_lineno):
             continue
+        if any(isinstance(each, ast.NamedExpr) for each in ast.walk(statement.test)):
+            return None
         if isinstance(statement, ast.Assert):
             return _value_for(statement.test, True)
         if all(isinstance(each, ast.Raise) for each in statement.body):
@@ -129,10 +136,24 @@ def _value_for(test: ast.expr, wanted: bool) -> bool | None:
     return None
 
 
+def _spans(code: ast.expr | ast.stmt, line: int) -> bool:
+    return code.lineno <= line <= (code.end_lineno or code.lineno)
+
+
 @functools.lru_cache(maxsize=256)
 def _statements(filename: str) -> tuple[ast.If | ast.Assert, ...]:
+    """Conditions and assertions of a file, but for those whose failure is caught and goes on."""
     try:
         tree = ast.parse("".join(linecache.getlines(filename)))
     except SyntaxError:
         return ()
-    return tuple(each for each in ast.walk(tree) if isinstance(each, (ast.If, ast.Assert)))
+    nodes = list(ast.walk(tree))
+    caught = [
+        each for node in nodes if isinstance(node, ast.Try) and node.handlers for each in node.body
+    ]
+    return tuple(
+        each
+        for each in nodes
+        if isinstance(each, (ast.If, ast.Assert))
+        and not any(_spans(body, each.lineno) for body in caught)
+    )

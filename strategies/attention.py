@@ -136,7 +136,7 @@ def _dropout_attention(
             scores = torch.where(mask, scores, float("-inf"))
         else:
             scores = scores + mask
-    weights = torch.ops.aten.softmax.int(scores, -1)
+    weights = torch.ops.aten._safe_softmax.default(scores, -1)  # masked rows are zero
     starts = (*(low for low, _ in ranges[:-1]), 0)
     weights = context.comm.dropout(
         weights, given["dropout_p"], (*batch, queries, keys), starts, context.random_key

@@ -68,8 +68,8 @@ def _uniform(context: LocalContext, *args: Any, **kwargs: Any) -> Any:
     return _drawn(context, "uniform")
 
 
-def _uniform_between(context: LocalContext, x: Any, *bounds: Any, **given: Any) -> Any:
-    low, high = (*bounds, *given.values()) or (0.0, 1.0)
+def _uniform_between(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
+    low, high = context.call.argument(1, "from", 0.0), context.call.argument(2, "to", 1.0)
     return torch.add(torch.mul(_drawn(context, "uniform"), high - low), low)
 
 
@@ -77,8 +77,8 @@ def _normal(context: LocalContext, *args: Any, **kwargs: Any) -> Any:
     return _drawn(context, "normal")
 
 
-def _normal_around(context: LocalContext, x: Any, *moments: Any, **given: Any) -> Any:
-    mean, deviation = (*moments, *given.values()) or (0.0, 1.0)
+def _normal_around(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> Any:
+    mean, deviation = context.call.argument(1, "mean", 0.0), context.call.argument(2, "std", 1.0)
     return torch.add(torch.mul(_drawn(context, "normal"), deviation), mean)
 
 

@@ -27,7 +27,7 @@ from autoplan.cleanup.simplify import (
 )
 from autoplan.cleanup.statistics import write_instance_statistics
 from autoplan.cleanup.ties import share_tied_parameters
-from autoplan.cleanup.types import compute_in_double, mark_gradients
+from autoplan.cleanup.types import compute_in_double, mark_gradients, refuse_mixed_products
 
 __all__ = [
     "annotate_paths",
@@ -44,6 +44,7 @@ __all__ = [
     "recompute",
     "refuse_dynamic_shapes",
     "refuse_foreign_calls",
+    "refuse_mixed_products",
     "refuse_unkeyed_random",
     "separate_recurrent_dropout",
     "share_tied_parameters",

@@ -8,7 +8,7 @@ new value. Which nodes share memory is read off the storages of their fake tenso
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -32,21 +32,29 @@ from autoplan.errors import CaptureError
 aten = torch.ops.aten
 
 
-def functionalize(graph: fx.Graph, kinds: Mapping[str, tuple[str, str]]) -> dict[str, fx.Node]:
+def functionalize(
+    graph: fx.Graph, kinds: Mapping[str, tuple[str, str]], wanted: Collection[str] = ()
+) -> dict[str, fx.Node]:
     """Replace ops that write by functional ones; the last value of every buffer written, by path.
 
-    `kinds` tells parameters, buffers and inputs among the placeholders. Raises CaptureError where
+    `kinds` tells parameters, buffers and inputs among the placeholders; a gradient is asked of the
+    inputs in `wanted`. Raises CaptureError where
     an argument or a parameter of the model is written to.
     """
     if not any(written_by(node) for node in graph.nodes if node.op == "call_function"):
         return {}
-    return _Functionalizer(graph, kinds).run()
+    return _Functionalizer(graph, kinds, wanted).run()
 
 
 class _Functionalizer:
     """Walks the graph once; holds the version of every storage that is written to."""
 
-    def __init__(self, graph: fx.Graph, kinds: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        kinds: Mapping[str, tuple[str, str]],
+        wanted: Collection[str],
+    ) -> None:
         self.graph = graph
         self.kinds = kinds
         self.storages = storages_of(graph)
@@ -65,7 +73,7 @@ class _Functionalizer:
         """Results of writes: the very tensor that was written to."""
         self.written_as: dict[fx.Node, tuple[Any, Any]] = {}
         """Arguments of views as the model wrote them."""
-        self.flowing = with_gradients(graph, kinds)
+        self.flowing = with_gradients(graph, kinds, wanted)
         self.lost: dict[int, fx.Node] = {}
         """Storage -> the write through `detach()` that changed it."""
         self.updates: dict[str, fx.Node] = {}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from autoplan.cleanup.places import at
 from autoplan.errors import CaptureError
 
 aten = torch.ops.aten
@@ -44,11 +45,16 @@ def _write_casts(graph: fx.Graph) -> None:
     Its values were traced with autocast on; what it would give without is seen on meta tensors.
     """
     for node in list(graph.nodes):
-        value = node.meta.get("val")
+        value = _first(node.meta.get("val"))
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
+        if str(node.target).split(".")[1] in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            raise CaptureError(
+                f"a recurrent layer inside torch.autocast{at(node)} is traced without its casts; "
+                "move it out of the region, or cast the layer and its input."
+            )
         if _type_without_autocast(node) == value.dtype and not _refuses_mixed_types(node):
             continue
         with graph.inserting_before(node):
@@ -84,7 +90,12 @@ def _type_without_autocast(node: fx.Node) -> torch.dtype | None:
         result = target(*args, **kwargs)
     except RuntimeError:
         return None
-    return result.dtype if isinstance(result, torch.Tensor) else None
+    first = _first(result)
+    return first.dtype if isinstance(first, torch.Tensor) else None
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (tuple, list)) and value else value
 
 
 def _cast(graph: fx.Graph, value: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from autoplan.cleanup.places import at
+from autoplan.errors import CaptureError
+
 aten = torch.ops.aten
 
 
@@ -42,6 +45,37 @@ def _makes_low_numbers(node: fx.Node) -> bool:
         and value.dtype in _FLOATS
         and any(argument.name == "dtype" for argument in node.target._schema.arguments)
     )
+
+
+_PRODUCTS = frozenset(
+    {
+        "addmm",
+        "baddbmm",
+        "bmm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "linear",
+        "matmul",
+        "mm",
+        "scaled_dot_product_attention",
+    }
+)
+
+
+def refuse_mixed_products(graph: fx.Graph) -> None:
+    """Raise CaptureError at a product of tensors of several types: traced, it fails when run."""
+    for node in graph.nodes:
+        if node.op != "call_function" or str(node.target).split(".")[1:2] == []:
+            continue
+        if str(node.target).split(".")[1] in _PRODUCTS:
+            operands = [each for each in node.args[:3] if isinstance(each, fx.Node)]
+            types = sorted({str(each.meta["val"].dtype) for each in operands})
+            if len(types) > 1:
+                raise CaptureError(
+                    f"{node.target} is given {' and '.join(types)}{at(node)}; cast the arguments "
+                    "to the model's type, or the model to theirs."
+                )
 
 
 def _is_low(argument: Any) -> bool:

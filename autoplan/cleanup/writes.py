@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -77,14 +77,16 @@ def storages_of(graph: fx.Graph) -> dict[fx.Node, int]:
     return {node: leader.get(storage, storage) for node, storage in found.items()}
 
 
-def with_gradients(graph: fx.Graph, kinds: Mapping[str, tuple[str, str]]) -> set[fx.Node]:
-    """The nodes through which a gradient may flow to a parameter."""
+def with_gradients(
+    graph: fx.Graph, kinds: Mapping[str, tuple[str, str]], wanted: Collection[str]
+) -> set[fx.Node]:
+    """The nodes through which a gradient may flow to a parameter, or to an input in `wanted`."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         value = node.meta.get("val")
         value = value[0] if isinstance(value, (tuple, list)) and value else value
         floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        parameter = kinds.get(node.name, ("", ""))[0] == "parameter"
+        parameter = kinds.get(node.name, ("", ""))[0] == "parameter" or node.name in wanted
         reached = any(each in found for each in node.all_input_nodes)
         if floating and node.target != aten.detach.default and (parameter or reached):
             found.add(node)

@@ -99,6 +99,28 @@ class Executor(abc.ABC):
         self.comms[0].observer = observer
 
 
+class _Owned(torch.autograd.Function):
+    """The value of a leaf; the gradient that it accumulates is no view of another one.
+
+    Boxing returns views where nothing moves. A leaf takes a gradient that nobody else holds as its
+    own, and adds the next one to it in place; it does not see that another leaf has the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.clone() if grad._is_view() else grad
+
+
+def owned(leaf: Tensor) -> Tensor:
+    """A leaf as a program takes it."""
+    result: Tensor = _Owned.apply(leaf)  # type: ignore[no-untyped-call]
+    return result
+
+
 def placements(layout: Layout) -> tuple[Placement, ...]:
     """DTensor placements of a storage layout (splits and broadcasts)."""
     return tuple(Shard(e.dim) if isinstance(e, Split) else Replicate() for e in layout)
@@ -178,10 +200,11 @@ class DistributedExecutor(Executor):
 
     def stored(self, parameter: Tensor, layout: Layout) -> Any:
         assert isinstance(parameter, DTensor)
-        return parameter.to_local()
+        return owned(parameter.to_local())
 
     def give(self, tensor: Tensor, layout: Layout) -> Any:
-        return tensor.to(self.device)
+        tensor = tensor.to(self.device)
+        return owned(tensor) if tensor.requires_grad else tensor
 
     def take(self, value: Any) -> Tensor:
         assert isinstance(value, Tensor)

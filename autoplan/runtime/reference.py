@@ -84,14 +84,21 @@ def _numbers_in(arguments: tuple[Any, ...]) -> list[Any]:
     return [each for each in arguments if type(each) in (int, float)]
 
 
+def _with_defaults(given: list[Any], *defaults: float) -> list[Any]:
+    """Trailing arguments that have their default are not dispatched."""
+    return [*given, *defaults[len(given) :]]
+
+
 def _uniform(mode: ReferenceMode, like: Tensor, *given: Any) -> Tensor:
-    low, high = _numbers_in(given) or (0.0, 1.0)
-    return mode.uniform(like) * (high - low) + low
+    low, high = _with_defaults(_numbers_in(given), 0.0, 1.0)
+    result: Tensor = mode.uniform(like) * (high - low) + low
+    return result
 
 
 def _normal(mode: ReferenceMode, like: Tensor, *given: Any) -> Tensor:
-    mean, deviation = _numbers_in(given) or (0.0, 1.0)
-    return mode.normal(like) * deviation + mean
+    mean, deviation = _with_defaults(_numbers_in(given), 0.0, 1.0)
+    result: Tensor = mode.normal(like) * deviation + mean
+    return result
 
 
 def _integers(mode: ReferenceMode, like: Tensor, *given: Any) -> Tensor:

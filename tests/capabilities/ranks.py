@@ -12,7 +12,17 @@ from torch.distributed.tensor import DTensor
 
 import autoplan
 from tests.end_to_end.training import error, own_rows
-from tests.models import Example, Mlp, Product
+from tests.models import (
+    Example,
+    FreeParameters,
+    Mlp,
+    Product,
+    gpt2,
+    ideal_cluster,
+    language_batch,
+    sequence_batch,
+    vector_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -169,3 +179,25 @@ def rows_on_four(rank: int) -> dict[str, Any]:
         "2 pins": wide_mlp(4, parallel={"mesh": mesh}, hints=WIDE_PINS)[0],
         "2 planner": wide_mlp(4, parallel={"data": 2, "tensor": {"size": 2, "mode": "1d"}})[0],
     }
+
+
+def models_on_four(rank: int) -> dict[str, str]:
+    """What verify says of the rows on models, on real ranks."""
+    example = language_batch(4, 7)
+    options: dict[str, dict[str, Any]] = {
+        "16 data": {"parallel": {"data": 4}},
+        "16 tensor": {"parallel": {"tensor": {"size": 4, "mode": "1d"}}},
+    }
+    said = {
+        row: verified(seeded(gpt2, dropout=0.1), example, devices=4, **given)
+        for row, given in options.items()
+    }
+    ideal: dict[str, Any] = {"cluster": ideal_cluster(4), "parallel": {"mesh": {"a": 2, "b": 2}}}
+    said["A"] = verified(seeded(FreeParameters), sequence_batch(6), devices=4, **ideal)
+    said["B"] = verified(seeded(Mlp), vector_batch(6), steps=3, devices=4, preset="fsdp")
+    return said
+
+
+def verified(model: nn.Module, example: Example, steps: int = 0, **options: Any) -> str:
+    module = autoplan.parallelize(model, *example, **options)
+    return str(module.verify(*example, steps=steps))

@@ -206,7 +206,7 @@ def test_row_15_the_report_shows_plain_data_parallelism(options: dict[str, Any])
 
 
 def test_row_15_where_data_parallelism_cannot_run_the_report_says_why() -> None:
-    plan = autoplan.plan(Mlp(), *vector_batch(3), devices=4)
+    plan = autoplan.plan(Mlp(), *vector_batch(3), devices=8)
     assert plan.baseline.step_time_s is None
     assert "3 rows" in plan.baseline.note
     assert "not possible" in plan.report()

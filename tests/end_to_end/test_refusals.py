@@ -152,6 +152,18 @@ class Leaving(nn.Module):
         elif self.lost == "no_grad":
             with torch.autocast("cpu", enabled=False), torch.no_grad():
                 y = y + self.linear(x)
+        elif self.lost == "hook":
+            y.register_hook(lambda grad: grad * 2)
+        elif self.lost == "write":
+            y = x * 2
+            with torch.no_grad():
+                y.mul_(3)
+        elif self.lost == "caught check":
+            try:
+                if x.sum() < 1e9:
+                    raise KeyError
+            except KeyError:
+                y = y * 3
         elif self.lost == "attribute":
             self.plain += 1
             y = y * self.plain
@@ -165,11 +177,14 @@ class Leaving(nn.Module):
         ("python", r"draws from random"),
         ("numpy", r"draws from numpy\.random"),
         ("no_grad", r"no_grad inside torch\.autocast at .*test_refusals\.py:\d+"),
+        ("hook", r"registers a gradient hook at .*test_refusals\.py:\d+"),
+        ("write", r"changed in place where no gradient is recorded"),
+        ("caught check", r"cannot branch on data"),
         ("attribute", r"'plain', a plain attribute .*register it as a buffer"),
     ],
 )
 def test_what_export_loses_is_refused(lost: str, text: str) -> None:
-    x = torch.randn(4, 8, dtype=torch.float64)
+    x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
     with pytest.raises(autoplan.CaptureError, match=text):
         autoplan.plan(Leaving(lost), (x,), devices=2)
 
@@ -203,3 +218,47 @@ def test_tables_made_at_the_first_call_are_made_anew() -> None:
 def test_lazy_parameters_are_refused() -> None:
     with pytest.raises(autoplan.ConfigError, match="lazy parameters"):
         autoplan.parallelize(nn.LazyLinear(4), (torch.randn(2, 3),), devices=2)
+
+
+def test_parts_of_a_parallel_module_do_not_run() -> None:
+    module = autoplan.parallelize(Mlp(), *vector_batch(), devices=2)
+    for change in (
+        lambda: module.fc1.register_forward_hook(print),
+        lambda: module.apply(print),
+        lambda: setattr(module, "extra", nn.Parameter(torch.zeros(1))),
+    ):
+        with pytest.raises(autoplan.ConfigError, match=r"original|parallelize"):
+            change()
+
+
+class Weighted(nn.Module):
+    """Class weights, positions and a table among the arguments, of the batch's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8, dtype=torch.float64)
+        self.embedding = nn.Embedding(8, 8, dtype=torch.float64)
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor, at: Tensor, table: Tensor) -> Tensor:
+        logits = self.linear(x) + self.embedding(at).sum(0) + table.sum(0)
+        return nn.functional.cross_entropy(logits, y, weight, reduction="sum")
+
+
+def test_arguments_that_only_have_the_batch_s_size_stay_whole() -> None:
+    torch.manual_seed(0)
+    model = Weighted()
+    x = torch.randn(8, 8, dtype=torch.float64)
+    weight, table = torch.rand(8, dtype=torch.float64), torch.randn(8, 8, dtype=torch.float64)
+    args = (x, torch.arange(8), weight, torch.arange(8), table)
+    module = autoplan.parallelize(model, args, devices=2, microbatches=2)
+    loss = module.train_step(args).loss
+    assert 2 * loss.item() == pytest.approx(model(*args).item(), rel=1e-12)
+
+
+def test_gradients_of_arguments_are_compared() -> None:
+    x = torch.randn(6, 12, dtype=torch.float64, requires_grad=True)
+    module = autoplan.parallelize(Mlp(), (x,), devices=4, preset="ddp")
+    found = module.verify((x,))
+    assert found.ok
+    assert set(found.argument_errors) == {0}
+    assert x.grad is None

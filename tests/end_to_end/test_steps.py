@@ -239,11 +239,15 @@ def test_state_dict_keys_are_the_models_own() -> None:
         module.load_full_state_dict(fresh.state_dict())
 
 
-def test_a_gradient_of_a_gradient_is_refused_in_simulation() -> None:
-    """It would come out wrong; on real ranks it is right (test_training)."""
+def test_gradients_of_gradients_of_arguments() -> None:
     (x, y), _ = vector_batch()
     x.requires_grad_()
-    module = autoplan.parallelize(seeded(Mlp), (x, y), devices=4, cluster=ideal_cluster(4))
-    [slope] = torch.autograd.grad(module(x, y), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    model = seeded(Mlp)
+    module = autoplan.parallelize(model, (x, y), devices=4, cluster=ideal_cluster(4))
+    found = []
+    for each in (module, seeded(Mlp)):
+        [slope] = torch.autograd.grad(each(x, y), x, create_graph=True)
         slope.square().sum().backward()
+        found.append({path: p.grad for path, p in each.named_parameters()})
+    for path, grad in found[1].items():
+        torch.testing.assert_close(found[0][path], grad, rtol=1e-10, atol=1e-14)

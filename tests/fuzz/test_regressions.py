@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import autoplan
 from autoplan.runtime.reference import run_reference
+from tests.end_to_end.arbitrary import any_choice
 
 
 class Model(nn.Module):
@@ -164,3 +165,25 @@ def test_a_parameter_that_no_output_depends_on_has_no_gradient(preset: str | Non
     assert given == {"trained.weight", "trained.bias"}
     found = module.verify((x,), steps=2)  # with AdamW, which decays weights
     assert found.ok, str(found)
+
+
+class TwoAddends(nn.Module):
+    """A mean over the batch, and a term of a parameter alone, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(2).square().mean() + self.w.square().sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_microbatches_whose_gradients_share_memory(seed: int) -> None:
+    """Boxing that moves nothing returns views; what accumulates them in place must own them."""
+    torch.manual_seed(0)
+    model, x = TwoAddends(), torch.randn(10, 3, 4, dtype=torch.float64)
+    with any_choice(seed):
+        module = autoplan.parallelize(model, (x,), devices=2, microbatches=2)
+    module.train_step((x,))
+    torch.testing.assert_close(module.w.grad, 2 * model.w.detach(), rtol=1e-12, atol=0.0)

@@ -48,7 +48,7 @@ def _dropped_attention(
             scores = scores.masked_fill(~mask, float("-inf"))
         elif mask is not None:
             scores = scores + mask
-        return _dropped(scores.softmax(-1), p) @ v
+        return _dropped(torch._safe_softmax(scores, -1), p) @ v
 
     return fn
 
@@ -62,6 +62,7 @@ for _name, _given, _tensors in (
     ("dropout_causal", {"is_causal": True}, _square),
     ("dropout_scale", {"scale": 0.3}, _heads),
     ("dropout_flags", {}, (*_heads, _causal_flags)),
+    ("dropout_masked_row", {}, (*_heads, _causal_flags & (torch.arange(5) != 2)[:, None])),
     ("dropout_bias", {}, (*_heads, real(2, 1, 1, 7))),
     ("dropout_grouped", {"enable_gqa": True}, _grouped),
     ("dropout_parts_of_groups", {"enable_gqa": True}, _parts_of_groups),
