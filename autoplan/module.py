@@ -195,13 +195,13 @@ class ParallelModule(PlannedModule):
     ) -> Check:
         """Run the original and the emitted program on these arguments and compare, on every rank.
 
-        Outputs, every gradient, buffers that the model changes, and, with `steps`, the weights
-        after so many steps of `optimizer(parameters)` (AdamW unless given);
-        simulated ranks call it for shards, so that it should treat each element by itself. In
-        float64, or in the model's own types with `precision="model"`. `tolerance` is relative: by
-        default 1e-9 in float64, 1e-4 in float32, 3e-2 in half precision. The module's own state is
-        left as it is. Returns a `Check`; with `raises`, raises VerificationError where it is not
-        ok.
+        Outputs, every gradient (of arguments that want one, too), buffers that the model changes,
+        and the weights after `steps` steps of `optimizer(parameters)`, AdamW unless given: one that
+        treats each element by itself, since simulated ranks step their shards. In float64, or in
+        the model's own types with `precision="model"`. `tolerance` is relative: by default 1e-9 in
+        float64, 1e-4 in float32, 3e-2 in half precision. The module's own state is left as it is.
+
+        Returns a `Check`; with `raises`, raises VerificationError where it is not ok.
         """
         kwargs = {} if kwargs is None else kwargs
         check_arguments(args, kwargs)

@@ -8,18 +8,10 @@ from typing import Any
 import torch
 
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.notation import Bound
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.notation import Bound, numbered
+from autoplan.strategies.rule import OpCall, Rule, all_together
 
 _LINEAR = (frozenset({0}),)
-
-
-def _names(count: int) -> list[str]:
-    return [f"d{i}" for i in range(count)]
-
-
-def _additive(call: OpCall) -> tuple[frozenset[int], ...]:
-    return (frozenset(range(len(call.inputs))),)
 
 
 # -- joining --------------------------------------------------------------------------------
@@ -58,7 +50,7 @@ def _joined(call: OpCall, at: int, places: dict[int, tuple[int, ...]]) -> Bound:
 
 
 def _stack(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     at = int(call.argument(1, "dim", 0)) % (len(names) + 1)
     joined = [*names[:at], "[new]", *names[at:]]
     return ", ".join([" ".join(names)] * len(call.inputs)) + " -> " + " ".join(joined)
@@ -66,14 +58,14 @@ def _stack(call: OpCall) -> str:
 
 def _slice_scatter(call: OpCall) -> str:
     """A slice of a whole dimension is replaced."""
-    names, source = _names(len(call.inputs[0].shape)), _names(len(call.inputs[0].shape))
+    names, source = numbered(len(call.inputs[0].shape)), numbered(len(call.inputs[0].shape))
     at = call.dim(2, "dim", 0)
     names[at], source[at] = "[all]", "[some]"
     return f"{' '.join(names)}, {' '.join(source)} -> {' '.join(names)}"
 
 
 def _select_scatter(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     at = call.dim(2, "dim", 0)
     source = names[:at] + names[at + 1 :]
     names[at] = f"[{names[at]}]"
@@ -81,7 +73,7 @@ def _select_scatter(call: OpCall) -> str:
 
 
 def _diagonal_scatter(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     pair = {call.dim(3, "dim1", 0), call.dim(4, "dim2", 1)}
     source = [name for i, name in enumerate(names) if i not in pair]
     names = [f"[{name}]" if i in pair else name for i, name in enumerate(names)]
@@ -94,7 +86,7 @@ def _diagonal_scatter(call: OpCall) -> str:
 def _pad(call: OpCall) -> str:
     """Padded dimensions are whole; `pad` counts pairs from the last dimension."""
     pairs = len(call.argument(1, "pad")) // 2
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     before, after = list(names), list(names)
     for at in range(len(names) - pairs, len(names)):
         before[at], after[at] = f"[{names[at]}]", f"[p{at}]"
@@ -171,7 +163,7 @@ def _local_repeat(context: LocalContext, x: Any, *args: Any, **kwargs: Any) -> A
 def _repeat_interleave(call: OpCall) -> str | None:
     """Each row is followed by its copies, so that the rows can be split, evenly."""
     shape = call.inputs[0].shape
-    names = _names(len(shape))
+    names = numbered(len(shape))
     if call.argument(2, "dim") is None:
         if not names:
             return None
@@ -198,7 +190,7 @@ def _repeat_each(call: OpCall) -> str | None:
     """Every row its own number of times, along a dimension that is whole on every rank."""
     if call.argument(2, "dim") is None:
         return None
-    before = _names(len(call.inputs[0].shape))
+    before = numbered(len(call.inputs[0].shape))
     after = list(before)
     at = call.dim(2)
     before[at], after[at] = "[in]", "[out]"
@@ -221,7 +213,7 @@ def _turn(call: OpCall) -> str | None:
     dims = _turned_dims(call)
     if not dims and "roll" in call.op:
         return None
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     before = [f"[{name}]" if i in dims else name for i, name in enumerate(names)]
     after = [f"[t{i}]" if i in dims else name for i, name in enumerate(names)]
     return f"{' '.join(before)} -> {' '.join(after)}"
@@ -244,7 +236,7 @@ def _trace(context: LocalContext, x: Any) -> Any:
 
 def _diag_embed(call: OpCall) -> str:
     """The last dimension becomes the diagonal of two whole ones."""
-    names = _names(len(call.inputs[0].shape) - 1)
+    names = numbered(len(call.inputs[0].shape) - 1)
     ndim = len(names) + 2
     dims = {int(call.argument(i + 2, f"dim{i + 1}", i - 2)) % ndim for i in range(2)}
     others = iter(names)
@@ -252,8 +244,8 @@ def _diag_embed(call: OpCall) -> str:
     return f"{' '.join(names)} [k] -> {' '.join(after)}"
 
 
-_CAT = Rule(_cat, partial=_additive)
-_STACKS = Rule(_stacks, partial=_additive)
+_CAT = Rule(_cat, partial=all_together)
+_STACKS = Rule(_stacks, partial=all_together)
 _PAD = Rule(_pad, partial=_pad_is_linear, program=_local_pad)
 _REPEAT = Rule(_repeat, partial=_LINEAR, program=_local_repeat)
 _TURN = Rule(_turn, partial=_LINEAR)
@@ -267,10 +259,10 @@ RULES: dict[str, Rule] = {
     "aten.vstack.default": _STACKS,
     "aten.dstack.default": _STACKS,
     "aten.column_stack.default": _STACKS,
-    "aten.stack.default": Rule(_stack, partial=_additive),
-    "aten.slice_scatter.default": Rule(_slice_scatter, partial=_additive),
-    "aten.select_scatter.default": Rule(_select_scatter, partial=_additive),
-    "aten.diagonal_scatter.default": Rule(_diagonal_scatter, partial=_additive),
+    "aten.stack.default": Rule(_stack, partial=all_together),
+    "aten.slice_scatter.default": Rule(_slice_scatter, partial=all_together),
+    "aten.select_scatter.default": Rule(_select_scatter, partial=all_together),
+    "aten.diagonal_scatter.default": Rule(_diagonal_scatter, partial=all_together),
     "aten.pad.default": _PAD,
     "aten.constant_pad_nd.default": _PAD,
     "aten.repeat.default": _REPEAT,

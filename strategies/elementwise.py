@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.rule import OpCall, Rule, any_one
 
 Saves = tuple[int | str, ...]
 
@@ -21,11 +21,6 @@ def _pointwise(call: OpCall) -> str:
 def _additive(call: OpCall) -> tuple[frozenset[int], ...]:
     """P passes where every addend is a tensor; a number would be added once a rank."""
     return (frozenset({0, 1}),) if len(call.inputs) == 2 else ()
-
-
-def _bilinear(call: OpCall) -> tuple[frozenset[int], ...]:
-    """P passes through either factor, the other one whole."""
-    return tuple(frozenset({i}) for i in range(len(call.inputs)))
 
 
 def _unless_filled(position: int, name: str) -> Callable[[OpCall], tuple[frozenset[int], ...]]:
@@ -110,7 +105,7 @@ _POWER = Rule(_pointwise, saves=_inputs_and_output)
 _CONSTANT = Rule(_pointwise)
 _ADDITIVE = Rule(_pointwise, partial=_additive)
 _LINEAR = Rule(_pointwise, partial=(frozenset({0}),))
-_PRODUCT = Rule(_pointwise, partial=_bilinear, saves=_factors)
+_PRODUCT = Rule(_pointwise, partial=any_one, saves=_factors)
 _QUOTIENT = Rule(_pointwise, partial=_unrounded, saves=_quotient)
 
 _SAVES_INPUTS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoplan.boxing import Step
-from autoplan.layouts import Layout, local_ranges, local_shape
+from autoplan.layouts import Layout, local_ranges
 from autoplan.mesh import Mesh
 from autoplan.strategies.rule import OpCall, Rule
 
@@ -51,15 +51,6 @@ class LocalContext:
     def output_shape(self, position: int = 0) -> tuple[int, ...]:
         """Shape of this rank's shard of an output."""
         return tuple(stop - start for start, stop in self.output_ranges(position))
-
-    def input_bytes(self, position: int) -> int:
-        """Bytes of the largest shard of a tensor input."""
-        meta = self.call.inputs[position]
-        shape = local_shape(meta.shape, self.input_layouts[position], self.mesh)
-        size = meta.itemsize
-        for rows in shape:
-            size *= rows
-        return size
 
     def box(self, x: Any, step: Step) -> Any:
         """One boxing step inside the program, as emitted code writes it."""

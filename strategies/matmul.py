@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.rule import OpCall, Rule, any_one
 
 _FIRST = (frozenset({0}),)
 
@@ -145,11 +145,6 @@ def _einsum_flops(call: OpCall) -> float:
     return total
 
 
-def _multilinear(call: OpCall) -> tuple[frozenset[int], ...]:
-    """P passes through any one factor, the others whole."""
-    return tuple(frozenset({i}) for i in range(len(call.inputs)))
-
-
 # -- rules ----------------------------------------------------------------------------------
 
 
@@ -182,8 +177,8 @@ def _addition(*dims: str, **more: Any) -> Rule:
 
 _MATMUL = _contraction(_matmul)
 _VECTORS = _contraction("k, k -> ")
-_OUTER = _contraction("i, j -> i j", partial=_multilinear)
-_CHAIN = _contraction(_chain, partial=_multilinear, flops=_chain_flops)
+_OUTER = _contraction("i, j -> i j", partial=any_one)
+_CHAIN = _contraction(_chain, partial=any_one, flops=_chain_flops)
 
 RULES: dict[str, Rule] = {
     "aten.linear.default": _contraction(_linear),
@@ -199,7 +194,7 @@ RULES: dict[str, Rule] = {
     "aten.outer.default": _OUTER,
     "aten.ger.default": _OUTER,
     "aten.tensordot.default": _contraction(_tensordot),
-    "aten.einsum.default": _contraction(_einsum, partial=_multilinear, flops=_einsum_flops),
+    "aten.einsum.default": _contraction(_einsum, partial=any_one, flops=_einsum_flops),
     "aten.chain_matmul.default": _CHAIN,
     "aten.linalg_multi_dot.default": _CHAIN,
     "aten.addmm.default": _addition("n i", "i o", "n o"),

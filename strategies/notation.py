@@ -79,6 +79,11 @@ _TOKEN = re.compile(r"\s*(\*\w+|\w+|\[\s*\w+\s*\]|\([^()]*\))")
 _LABEL = re.compile(r"B|P\d*")
 
 
+def numbered(count: int) -> list[str]:
+    """An index for each of `count` dimensions."""
+    return [f"d{i}" for i in range(count)]
+
+
 def parse(text: str) -> Notation:
     """Read `"*b i, o i, +o -> *b o"`; raises RuleError naming the part that cannot be read."""
     sides = text.split("->")

@@ -112,7 +112,6 @@ class Rule:
     needs_rows: whether the op fails on a shard without rows, or the indices for which it does; no
         candidate then leaves one empty.
     program: the local program, where it is not the op itself on shards.
-    programs_for: the indices for which `program` is needed; None means always.
     inner: collectives inside the program, for pricing: (call, {index: axes}, context).
     flops: floating-point operations of the whole op forward; by default 2 x all indices for
         "matmul", one a number of the largest tensor otherwise.
@@ -129,7 +128,6 @@ class Rule:
     sizes: int | None = None
     needs_rows: bool | frozenset[str] = False
     program: Program | None = None
-    programs_for: frozenset[str] | None = None
     inner: Callable[[OpCall, LocalContext], Iterable[InnerCollective]] | None = None
     flops: Callable[[OpCall], float] | None = None
 
@@ -163,6 +161,16 @@ class Rule:
         if self.kind == "matmul":
             return 2.0 * math.prod(self.bound(call).sizes.values())
         return float(max((meta.numel for meta in (*call.inputs, *call.outputs)), default=0))
+
+
+def all_together(call: OpCall) -> tuple[frozenset[int], ...]:
+    """`Rule.partial` of what adds, or only rearranges: P passes through all inputs at once."""
+    return (frozenset(range(len(call.inputs))),)
+
+
+def any_one(call: OpCall) -> tuple[frozenset[int], ...]:
+    """`Rule.partial` of a product: P passes through any one factor, the others whole."""
+    return tuple(frozenset({i}) for i in range(len(call.inputs)))
 
 
 def signatures(rule: Rule | None, call: OpCall) -> tuple[Signature, ...]:

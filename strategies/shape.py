@@ -7,14 +7,10 @@ from typing import Any
 import torch
 
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.notation import Bound, bind_reshape
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.notation import Bound, bind_reshape, numbered
+from autoplan.strategies.rule import OpCall, Rule, all_together
 
 _LINEAR = (frozenset({0}),)
-
-
-def _names(count: int) -> list[str]:
-    return [f"d{i}" for i in range(count)]
 
 
 def _op_name(call: OpCall) -> str:
@@ -50,7 +46,7 @@ def _reinterpret(call: OpCall) -> str:
 
 
 def _transpose(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     moved = list(names)
     if names:
         kind = "axis" if _op_name(call) == "swapaxes" else "dim"
@@ -61,25 +57,25 @@ def _transpose(call: OpCall) -> str:
 
 def _matrix_transpose(call: OpCall) -> str:
     """The last two dimensions; a vector is its own transpose."""
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     moved = [*names[:-2], *reversed(names[-2:])]
     return f"{' '.join(names)} -> {' '.join(moved)}"
 
 
 def _reverse(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     return f"{' '.join(names)} -> {' '.join(reversed(names))}"
 
 
 def _permute(call: OpCall) -> str:
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     order = call.argument(1, "dims")
     return f"{' '.join(names)} -> {' '.join(names[i] for i in order)}"
 
 
 def _move(call: OpCall) -> str:
     """The named dimensions to their destinations; the others keep their order."""
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     given = call.argument(1, "source"), call.argument(2, "destination")
     sources, targets = (
         [dim % len(names) for dim in ([each] if isinstance(each, int) else each)] for each in given
@@ -122,16 +118,12 @@ def _meshgrid(call: OpCall) -> str:
     return f"{', '.join(names)} -> {', '.join([' '.join(dims)] * len(call.outputs))}"
 
 
-def _additive(call: OpCall) -> tuple[frozenset[int], ...]:
-    return (frozenset(range(len(call.inputs))),)
-
-
 # -- cutting --------------------------------------------------------------------------------
 
 
 def _slice(call: OpCall) -> str:
     """The dimension that is cut is whole on every rank."""
-    before = _names(len(call.inputs[0].shape))
+    before = numbered(len(call.inputs[0].shape))
     after = list(before)
     at = call.dim(1, "dim", 0)
     before[at], after[at] = "[in]", "[out]"
@@ -140,7 +132,7 @@ def _slice(call: OpCall) -> str:
 
 def _select(call: OpCall) -> str:
     """One row, or all rows apart, of a dimension that is whole on every rank."""
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     at = call.dim(1, "dim", 0)
     kept = " ".join(names[:at] + names[at + 1 :])
     names[at] = f"[{names[at]}]"
@@ -160,7 +152,7 @@ def _pieces(call: OpCall) -> Bound:
 
 def _diagonal(call: OpCall) -> str:
     """Two whole dimensions become one, the last."""
-    names = _names(len(call.inputs[0].shape))
+    names = numbered(len(call.inputs[0].shape))
     defaults = (-2, -1) if _op_name(call) == "linalg_diagonal" else (0, 1)
     pair = {call.dim(i + 2, f"dim{i + 1}", default) for i, default in enumerate(defaults)}
     kept = [name for i, name in enumerate(names) if i not in pair]
@@ -170,7 +162,7 @@ def _diagonal(call: OpCall) -> str:
 
 def _unfold(call: OpCall) -> str:
     """Windows of a whole dimension, their contents last."""
-    before = _names(len(call.inputs[0].shape))
+    before = numbered(len(call.inputs[0].shape))
     if not before:
         return " -> [size]"
     after = list(before)
@@ -185,7 +177,7 @@ _TRANSPOSE = Rule(_transpose, kind="free", partial=_LINEAR)
 _MATRIX_TRANSPOSE = Rule(_matrix_transpose, kind="free", partial=_LINEAR)
 _MOVE = Rule(_move, kind="free", partial=_LINEAR)
 _EXPAND = Rule(_expand, kind="free", partial=_LINEAR, sizes=1)
-_MESHGRID = Rule(_meshgrid, kind="free", partial=_additive)
+_MESHGRID = Rule(_meshgrid, kind="free", partial=all_together)
 _SLICE = Rule(_slice, kind="free", partial=_LINEAR)
 _SELECT = Rule(_select, kind="free", partial=_LINEAR)
 _PIECES = Rule(_pieces, kind="free", partial=_LINEAR)
@@ -227,7 +219,7 @@ RULES: dict[str, Rule] = {
         _expand, kind="free", partial=_LINEAR, program=_expand_to_result
     ),
     "aten.broadcast_tensors.default": Rule(
-        _broadcast, kind="free", partial=_additive, program=_as_expand
+        _broadcast, kind="free", partial=all_together, program=_as_expand
     ),
     "aten.meshgrid.default": _MESHGRID,
     "aten.meshgrid.indexing": _MESHGRID,

@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import py_sym_types
 
+from autoplan.cleanup.writes import like
+
 aten = torch.ops.aten
 
 
@@ -40,7 +42,7 @@ def fold_constants(graph: fx.Graph) -> tuple[dict[str, torch.Tensor], fx.Graph]:
         with graph.inserting_before(first):
             stored = graph.placeholder(f"constant_{node.name}")
         constants[stored.name], recipes[stored.name] = narrow.contiguous(), copies[node]
-        stored.meta["val"] = _like(node.meta["val"], narrow)
+        stored.meta["val"] = like(narrow)
         stored.meta["path"], stored.meta["source"] = node.meta["path"], node.meta["source"]
         with graph.inserting_before(node):
             whole = stored
@@ -77,10 +79,6 @@ def recompute(folded: fx.Graph, constants: Mapping[str, torch.Tensor]) -> dict[s
                 value = value.narrow(dim, 0, size)
             results[name] = value.contiguous()
     return results
-
-
-def _like(fake: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 def _is_constant(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:

@@ -82,11 +82,7 @@ def splits(rule: Rule, call: OpCall, all_of_them: bool = True) -> dict[Any, str]
     bound = rule.bound(call)
     found = {}
     for each in signatures(rule, call):
-        of_program = rule.program is not None and (
-            rule.programs_for is None
-            or each.label in rule.programs_for
-            or each.label not in bound.sizes
-        )
+        of_program = rule.program is not None
         special = {*bound.aligned, *rule.together, *rule.completes}
         if all_of_them or not (of_program or rule.sizes is not None or each.label in special):
             found[each.inputs, each.outputs] = each.label
