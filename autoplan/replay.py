@@ -50,6 +50,8 @@ class Original:
         self.low = next((each for each in types if double and each != torch.float64), None)
         self.example: Example = _copied(example, self.device, double)
         self.model = materialize(module._structure, state, self.device, double)
+        self.magnitude = 0.0
+        """Of what backward started from, in the last run."""
 
     def run(self, step: int) -> list[Any]:
         """Flat outputs; gradients are in the parameters."""
@@ -57,7 +59,9 @@ class Original:
         with without_key_value_cache(self.model, True, []):
             result = run_reference(self.model, args, kwargs, self.seed, step, self.double, self.low)
         outputs = pytree.tree_leaves(result)
-        _backward([objective(outputs, self.loss)])
+        goal = objective(outputs, self.loss)
+        self.magnitude = 0.0 if goal is None else float(goal.detach().abs())
+        _backward([goal])
         return outputs
 
     def parameters(self) -> list[nn.Parameter]:

@@ -175,7 +175,9 @@ def _gradient_errors(original: Original, emitted: Emitted, vanishing: float) -> 
     """By path; a gradient that is zero but for rounding (a key's bias) is measured by others."""
     truth = {path: each.grad for path, each in original.model.named_parameters()}
     sizes = {path: _magnitude(each) for path, each in truth.items()}
-    floor = vanishing * max(sizes.values(), default=0.0)
+    largest = max(sizes.values(), default=0.0)
+    # Where all of them vanish (a softmax after all weights), what they are gradients of measures.
+    floor = vanishing * (original.magnitude if largest < 1e-12 * original.magnitude else largest)
     return {
         path: max(relative_error(*pair, floor=max(sizes.get(path, 0.0), floor)) for pair in pairs)
         for path, pairs in emitted.shards(truth.get, lambda each: each.grad).items()

@@ -187,3 +187,19 @@ def test_microbatches_whose_gradients_share_memory(seed: int) -> None:
         module = autoplan.parallelize(model, (x,), devices=2, microbatches=2)
     module.train_step((x,))
     torch.testing.assert_close(module.w.grad, 2 * model.w.detach(), rtol=1e-12, atol=0.0)
+
+
+def test_gradients_that_all_vanish_are_equal() -> None:
+    """A softmax over what the weight only shifts: its gradient is rounding, on one device too."""
+
+    def fn(self: Model, x: Tensor) -> Tensor:
+        y = x + self.weight[:, None]
+        return F.kl_div(y.log_softmax(-1), (2 * x).softmax(-1), reduction="sum")
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 5, dtype=torch.float64)
+    for seed in range(4):
+        with any_choice(seed):
+            module = autoplan.parallelize(Model(fn), (x,), devices=4)
+        found = module.verify((x,))
+        assert found.ok, found
