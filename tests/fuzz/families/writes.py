@@ -68,10 +68,11 @@ def write_views(d: Draft) -> str | None:
         return None
     view = _view(d, x)
     if view.endswith(("]", "]")) and "chunk" not in view and "split" not in view and d.chance(0.5):
-        value = d.choose(("0.0", "0.5", d.fitting(view)))
+        value = d.choose(("0.0", "0.5", f"({d.fitting(view)}).clone()"))
         if "unbind" not in view:
             return f"{view} {d.choose(('=', '=', '+=', '*='))} {value}"
-    return f"{view}.{d.choose(('add_', 'mul_', 'copy_', 'sub_'))}({d.fitting(view)})"
+    # Cloned: what torch writes where the operand lies in the same memory is not defined.
+    return f"{view}.{d.choose(('add_', 'mul_', 'copy_', 'sub_'))}(({d.fitting(view)}).clone())"
 
 
 @family(1, writes=True)
