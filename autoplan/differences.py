@@ -123,7 +123,6 @@ def first_difference(
     forward: dict[int, float] = {}
     backward: dict[int, float] = {}
     layouts: dict[int, Layout] = {}
-    at_of: dict[int, int] = {}
     largest = 0.0
     pairs: dict[int, tuple[list[Any], Tensor]] = {}
     for number, (node, values) in enumerate(seen):
@@ -132,14 +131,14 @@ def first_difference(
         true = true[output] if isinstance(true, (tuple, list)) else true
         if not isinstance(true, Tensor) or not isinstance(values[0], Tensor):
             continue
-        at_of[number] = at
         layouts[number] = sites[at].candidates[choices[at]].outputs[output]
         pairs[number] = values, true
         if true.grad is not None and true.grad.numel():
             largest = max(largest, float(true.grad.abs().max()))
     for number, (values, true) in pairs.items():
         # A value that is zero but for rounding is measured by what it was made from.
-        read = [truth.get(sites[each.site].name) for each in sites[at_of[number]].inputs]
+        site = sites[seen[number][0].meta["site"]]
+        read = [truth.get(sites[each.site].name) for each in site.inputs]
         made_from = [_magnitude(each) for each in read if isinstance(each, Tensor)]
         floor = 1e-6 * max((each for each in made_from if each < 1e30), default=0.0)
         forward[number] = _error(emitted, values, layouts[number], true, floor)

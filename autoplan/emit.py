@@ -143,21 +143,25 @@ class _Emitter:
             origin = self.annotated.sites[source.site]
             target = self.chosen[at].inputs[position]
             note = f"{origin.path}: {self._describe(target, origin.outputs[source.output])}"
-            name = origin.name.replace(":", "_")
-            self.exported[at, position, 0] = self.body.placeholder(name, note)
-        for number, each in enumerate(self.annotated.outputs):
-            if isinstance(each, tuple) and self.annotated.sites[each[0].site].parameter_only:
-                source = each[0]
-                origin = self.annotated.sites[source.site]
-                results.append(self.values[source.site, source.output])
-                name = origin.name.replace(":", "_")
-                self.exported[-1, number, 0] = self.body.placeholder(name, origin.path)
-        for number, (path, source, _) in enumerate(self.annotated.updates):
+            self.exported[at, position, 0] = self._read_by_body(origin, note)
+        returned = [
+            *(
+                (-1, n, each[0])
+                for n, each in enumerate(self.annotated.outputs)
+                if _is_tensor(each)
+            ),
+            *((-2, n, source) for n, (_, source, _) in enumerate(self.annotated.updates)),
+        ]
+        for kind, number, source in returned:
             origin = self.annotated.sites[source.site]
             if origin.parameter_only:
                 results.append(self.values[source.site, source.output])
-                self.exported[-2, number, 0] = self.body.placeholder(origin.name, path)
+                self.exported[kind, number, 0] = self._read_by_body(origin, origin.path)
         return results
+
+    def _read_by_body(self, origin: Site, note: str) -> fx.Proxy:
+        """The body's placeholder of a value that the prologue made."""
+        return self.body.placeholder(origin.name.replace(":", "_"), note)
 
     def _inputs(self) -> tuple[tuple[int, TensorSpec], ...]:
         """Placeholders of the body: buffers that it changes, then the model's arguments."""
@@ -334,6 +338,11 @@ _PLACEMENT = ("device", "layout", "pin_memory")
 
 def _shape_text(meta: TensorMeta) -> str:
     return f"{str(meta.dtype).removeprefix('torch.')}{list(meta.shape)}"
+
+
+def _is_tensor(output: Any) -> bool:
+    """Whether an output of the annotated graph is a tensor: (source, meta); others are values."""
+    return isinstance(output, tuple)
 
 
 def _returns_sequence(node: fx.Node) -> bool:

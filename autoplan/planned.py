@@ -124,7 +124,6 @@ class PlannedModule(StatefulModule):
                 module.training = own[path].training
 
     def _capture(self, example: Example) -> Captured:
-        self._follow()
         return capture(self._structure, *example, training=self._request.setting.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -133,8 +132,9 @@ class PlannedModule(StatefulModule):
         self._structure.train(mode)
         return self
 
-    def _entry(self, example: Example) -> Entry:
-        key = self._key(example)
+    def _entry(self, example: Example, key: Any = None) -> Entry:
+        """The programs for arguments like these, made where there are none; `key`: of `example`."""
+        key = self._key(example) if key is None else key
         if key not in self._entries:
             self._entries[key] = self._make_entry(example)
         return self._entries[key]
@@ -234,8 +234,9 @@ class PlannedModule(StatefulModule):
         agree_on_arguments(key[1:3], example, self._request.local_inputs, key in self._seen)
         self._seen.add(key)
         if self._request.local_inputs:
-            example = whole_batch(example, self._request.devices)
-        entry = self._entry(example)
+            entry = self._entry(whole_batch(example, self._request.devices))
+        else:
+            entry = self._entry(example, key)
         program = entry.programs[0]
         read = (*program.parameters, *program.state, *program.updates)
         self._ready(spec.name for spec in read)

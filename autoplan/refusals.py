@@ -6,14 +6,14 @@ import contextlib
 import random
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
+from unittest import mock
 
 import numpy
 import torch
 from torch import nn
 
-from autoplan.cleanup.places import is_users
+from autoplan.cleanup.places import at_line, innermost, is_users
 from autoplan.errors import CaptureError, ConfigError
 
 
@@ -44,26 +44,17 @@ def custom_gradients_refused() -> Iterator[None]:
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if not cls.__module__.startswith("torch."):
+            place = at_line(innermost(sys._getframe(1), is_users))
             raise CaptureError(
-                f"{cls.__name__}, a custom autograd.Function, is called{_calling_line()}; its "
-                "backward cannot be captured. Make it an op, with torch.library.custom_op and "
-                "register_autograd, or write it with detach(): y.detach() + (x - x.detach()) has "
-                "the value of y and the gradient of x."
+                f"{cls.__name__}, a custom autograd.Function, is called{place}; its backward "
+                "cannot be captured. Make it an op, with torch.library.custom_op and "
+                "register_autograd, or write it with detach(): y.detach() + (x - x.detach()) "
+                "has the value of y and the gradient of x."
             )
         return before.__get__(None, cls)(*args, **kwargs)
 
-    function.apply = classmethod(apply)
-    try:
+    with mock.patch.object(function, "apply", classmethod(apply)):
         yield
-    finally:
-        function.apply = before
-
-
-def _calling_line() -> str:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not is_users(frame.f_code.co_filename):
-        frame = frame.f_back
-    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 @contextlib.contextmanager
@@ -85,11 +76,8 @@ def changed_numbers_noted(model: nn.Module, notes: list[str]) -> Iterator[None]:
             )
         before(self, name, value)
 
-    nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(nn.Module, "__setattr__", set_attribute):
         yield
-    finally:
-        nn.Module.__setattr__ = before  # type: ignore[method-assign]
 
 
 def _changes(old: Any, new: Any) -> bool:
@@ -104,7 +92,6 @@ def _changes(old: Any, new: Any) -> bool:
 def inference_mode_as_no_grad() -> Iterator[None]:
     """Export does not see `torch.inference_mode`; `no_grad` says the same of gradients."""
     kind: Any = torch.inference_mode
-    before = kind.__enter__, kind.__exit__
 
     def enter(self: Any) -> None:
         self.as_no_grad = torch.no_grad() if self.mode else contextlib.nullcontext()
@@ -113,11 +100,11 @@ def inference_mode_as_no_grad() -> Iterator[None]:
     def leave(self: Any, *failure: Any) -> None:
         self.as_no_grad.__exit__(*failure)
 
-    kind.__enter__, kind.__exit__ = enter, leave
-    try:
+    with (
+        mock.patch.object(kind, "__enter__", enter),
+        mock.patch.object(kind, "__exit__", leave),
+    ):
         yield
-    finally:
-        kind.__enter__, kind.__exit__ = before
 
 
 @contextlib.contextmanager

@@ -138,10 +138,9 @@ class Emitted:
             for spec in self.program.parameters
         }
         self.state = [self.executor.give(value_of(s.name), s.layout) for s in self.program.state]
-        self.first_buffers = [
+        self.buffers = [
             self.executor.give(value_of(s.name), s.layout) for s in self.program.updates
         ]
-        self.buffers = self.first_buffers
         self.leaves = pytree.tree_leaves(_copied(example, self.executor.device, double))
         self.inputs = [
             self.executor.give(self.leaves[at], s.layout) for at, s in self.program.inputs

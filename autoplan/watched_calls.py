@@ -8,53 +8,56 @@ part of it. Others would be lost without a word, and are refused.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import linecache
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from autoplan.cleanup.places import is_users
+from autoplan.cleanup.places import at_line, innermost, is_users
 from autoplan.errors import CaptureError
 
 
 class WatchedCalls(TorchFunctionMode):
     """Lets conditions of assertions and of `if ...: raise` pass; `notes` says which.
 
-    Raises CaptureError for a backward pass inside the model, and for gradients switched off inside
-    an autocast region, which export forgets (torch 2.13).
+    Raises CaptureError for a backward pass or a gradient hook inside the model, and for gradients
+    switched off inside an autocast region, which export forgets (torch 2.13).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
         self.autocasts = 0
+        self.patches = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         # An autocast region shows itself to export's own mode alone.
         kind: Any = torch.amp.autocast_mode.autocast
-        self.before = kind.__enter__, kind.__exit__
+        enter_region, leave_region = kind.__enter__, kind.__exit__
 
         def enter(region: Any) -> Any:
             self.autocasts += 1
-            return self.before[0](region)
+            return enter_region(region)
 
         def leave(region: Any, *failure: Any) -> Any:
             self.autocasts -= 1
-            return self.before[1](region, *failure)
+            return leave_region(region, *failure)
 
-        kind.__enter__, kind.__exit__ = enter, leave
+        self.patches.enter_context(mock.patch.object(kind, "__enter__", enter))
+        self.patches.enter_context(mock.patch.object(kind, "__exit__", leave))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *failure: Any) -> None:
-        kind: Any = torch.amp.autocast_mode.autocast
-        kind.__enter__, kind.__exit__ = self.before
         super().__exit__(*failure)  # type: ignore[no-untyped-call]
+        self.patches.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__bool__:
@@ -63,18 +66,19 @@ class WatchedCalls(TorchFunctionMode):
                 return verdict
         elif func is torch._C._set_grad_enabled and self.autocasts and not args[0]:
             raise CaptureError(
-                f"torch.no_grad inside torch.autocast{_line(sys._getframe(1))} is lost when a "
-                "model is exported; write it around the autocast, or detach() what it computes."
+                f"torch.no_grad inside torch.autocast{_asking_place(sys._getframe(1))} is lost "
+                "when a model is exported; write it around the autocast, or detach() what it "
+                "computes."
             )
         elif func is torch.Tensor.register_hook:
             raise CaptureError(
-                f"forward registers a gradient hook{_line(sys._getframe(1))}, which a graph does "
-                "not hold; write what it does into the model, or remove it."
+                f"forward registers a gradient hook{_asking_place(sys._getframe(1))}, which a "
+                "graph does not hold; write what it does into the model, or remove it."
             )
         elif func in (torch.Tensor.backward, torch.autograd.grad, torch.autograd.backward):
             raise CaptureError(
-                f"forward runs a backward pass{_line(sys._getframe(1))}, which cannot be captured; "
-                "run it outside the model, on what the model returns."
+                f"forward runs a backward pass{_asking_place(sys._getframe(1))}, which cannot be "
+                "captured; run it outside the model, on what the model returns."
             )
         return func(*args, **(kwargs or {}))
 
@@ -90,24 +94,18 @@ class WatchedCalls(TorchFunctionMode):
         return verdict
 
 
-def _line(frame: FrameType | None) -> str:
-    found = _asking_frame(frame)
-    return f" at {found.f_code.co_filename}:{found.f_lineno}" if found is not None else ""
-
-
 _TORCH = str(Path(torch.__file__).parent)
 _ASKS = tuple(f"{_TORCH}/{each}" for each in ("nn/", "distributions/", "functional.py"))
 """Parts of torch that check values for the user."""
 
 
-def _asking_frame(frame: FrameType | None) -> FrameType | None:
+def _asking_frame(frame: FrameType) -> FrameType | None:
     """The innermost frame of a model's code, or of what torch has of models."""
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if is_users(name) or name.startswith(_ASKS):
-            return frame
-        frame = frame.f_back
-    return None
+    return innermost(frame, lambda name: is_users(name) or name.startswith(_ASKS))
+
+
+def _asking_place(frame: FrameType) -> str:
+    return at_line(_asking_frame(frame))
 
 
 def _passing(frame: FrameType) -> bool | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import fx
@@ -19,6 +21,18 @@ _NOT_THE_USERS = (
 def is_users(filename: str) -> bool:
     """Whether code is outside of torch, autoplan and Python itself."""
     return not filename.startswith(_NOT_THE_USERS)
+
+
+def innermost(frame: FrameType | None, wanted: Callable[[str], bool]) -> FrameType | None:
+    """The innermost frame from `frame` outwards whose file is `wanted`."""
+    while frame is not None and not wanted(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def at_line(frame: FrameType | None) -> str:
+    """` at file:line` of a frame, for an error message; nothing of none."""
+    return f" at {frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 def at(node: fx.Node) -> str:

@@ -219,3 +219,25 @@ def test_a_buffer_under_two_paths_is_one() -> None:
     assert int(module.get_buffer("1.num_batches_tracked")) == 2
     for path, value in module.full_state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[path])
+
+
+class Copied(nn.Module):
+    """A buffer written with what two others read, made of a buffer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first", torch.arange(4))
+        self.register_buffer("second", torch.zeros(4, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = self.first * 3
+        self.second.copy_(value)
+        return x + value, x * value
+
+
+def test_a_buffer_may_take_what_the_prologue_makes_and_others_read() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    module = autoplan.parallelize(Copied(), (x,), devices=2)
+    assert module.verify((x,)).ok
+    module(x)
+    assert module.get_buffer("second").tolist() == [0, 3, 6, 9]
