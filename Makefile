@@ -14,10 +14,10 @@ demo: $(installed) ## plan and train a small GPT-2
 	$(python) examples/demo.py
 
 test: $(installed) ## run the fast tests
-	$(python) -m pytest
+	$(python) -m pytest -n 2
 
 test-all: $(installed) ## run every test, the slow ones too
-	$(python) -m pytest -m "slow or not slow"
+	$(python) -m pytest -n 2 -m "slow or not slow"
 
 N ?= 200
 

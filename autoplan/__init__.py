@@ -25,6 +25,8 @@ from autoplan.errors import (
     VerificationError,
 )
 from autoplan.hints import HintValue
+from autoplan.hints.inside import hint
+from autoplan.hints.text import Prefer
 from autoplan.layouts import BP, B, Layout, P, S
 from autoplan.mesh import Mesh
 from autoplan.module import ParallelModule, StepResult
@@ -38,6 +40,9 @@ __all__ = [
     # the two verbs
     "plan",
     "parallelize",
+    # pins inside forward, and wishes
+    "hint",
+    "Prefer",
     # what they return
     "Plan",
     "load_plan",
@@ -84,6 +89,7 @@ def plan(
     optimizer: str = "adamw",
     microbatches: int = 1,
     time_limit_s: float = 60.0,
+    gap: float = 0.0,
     local_inputs: bool = False,
     outputs: str = "loss",
 ) -> Plan:
@@ -96,9 +102,13 @@ def plan(
     parallel: the mesh: `dict(data=2, tensor=dict(size=2, mode="1d"))`, `dict(mesh=dict(x=2, y=4))`;
         None leaves it to the planner.
     preset: a known scheme: "ddp", "fsdp", "megatron", "megatron-sp".
-    hints: pins by glob over parameter, module and argument paths:
-        `{"transformer.h.*.mlp.c_fc.weight": "S(1)", "lm_head": {"tensor": "S(2)"}}`.
-    memory: bytes per device, as a number or "40GB"; by default the profile's.
+    hints: pins by glob over parameter, module, argument and output paths:
+        `{"transformer.h.*.mlp.c_fc.weight": "S(1)", "lm_head": {"tensor": "S(2)"}}`; "!S" never
+        splits, "use: B/P" is how a step reads a parameter, "S(1) ~ 0.5 ms" is a wish with a price.
+    memory: bytes per device, as a number or "40GB"; by default the profile's. The predicted peak
+        of every device stays within it.
+    time_limit_s, gap: where the search may stop: after so many seconds, or so near, relatively, to
+        the optimum. The certificate says what was reached.
     optimizer: "adamw", "adam", "sgd", "momentum", or "none": what its state occupies.
     microbatches: parts that `train_step` cuts the batch into.
     outputs: "loss" prices a step that returns the scalar loss; "whole" also every other output.
@@ -107,7 +117,7 @@ def plan(
     """
     options = _options(
         cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
-        local_inputs, outputs,
+        gap, local_inputs, outputs,
     )  # fmt: skip
     return _planning.plan(model, args, kwargs, devices, **options)
 
@@ -126,6 +136,7 @@ def parallelize(
     optimizer: str = "adamw",
     microbatches: int = 1,
     time_limit_s: float = 60.0,
+    gap: float = 0.0,
     local_inputs: bool = False,
     outputs: str = "loss",
     plan: Plan | str | Path | None = None,
@@ -140,7 +151,7 @@ def parallelize(
     """
     options = _options(
         cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
-        local_inputs, outputs,
+        gap, local_inputs, outputs,
     )  # fmt: skip
     return _module.parallelize(model, args, kwargs, devices, plan, seed, **options)
 
@@ -155,6 +166,7 @@ def _options(
     optimizer: str,
     microbatches: int,
     time_limit_s: float,
+    gap: float,
     local_inputs: bool,
     outputs: str,
 ) -> dict[str, Any]:
@@ -170,6 +182,7 @@ def _options(
         "optimizer": optimizer,
         "microbatches": microbatches,
         "time_limit_s": time_limit_s,
+        "gap": gap,
         "local_inputs": local_inputs,
         "whole_outputs": outputs == "whole",
     }

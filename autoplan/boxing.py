@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import lru_cache
+from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from autoplan.layouts import (
     local_shape,
 )
 from autoplan.mesh import Mesh
+from autoplan.routes import Routes, cheapest
 
 COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
 """Actions that communicate; the others (identity, slice, keep_one, zero_pad) are local."""
@@ -149,17 +151,31 @@ def moves_from(layout: Layout, entries: tuple[Entry, ...]) -> Iterator[Move]:
             yield Move(axis, layout, layout.replace(axis, target))
 
 
+def layout_entries(shape: tuple[int, ...], needs_gradient: bool) -> tuple[Entry, ...]:
+    """Entries that a tensor of `shape` may have on one axis; dimensions of size 1 stay whole."""
+    splits = tuple(Split(dim) for dim, size in enumerate(shape) if size > 1)
+    return (B, BP, P, *splits) if needs_gradient else (B, P, *splits)
+
+
+@lru_cache(maxsize=4096)
+def _numbered(shape: tuple[int, ...], needs_gradient: bool) -> dict[Entry, int]:
+    """The entries that a tensor may have on one axis, with their numbers."""
+    return {entry: i for i, entry in enumerate(layout_entries(shape, needs_gradient))}
+
+
 class Router:
     """Cheapest boxing paths for tensors on one mesh, under one price of a step; memoised.
 
-    All pairs of layouts of one tensor at once (Floyd 1962, on numpy rows); equal times prefer fewer
-    steps, so that the answer does not depend on the order of the search.
+    All pairs of layouts of one tensor at once. Tensors that differ in dimensions of size 1 only
+    share them. Equal times prefer fewer steps, and the answer does not depend on the order of the
+    search.
     """
 
     def __init__(self, mesh: Mesh, price: StepPrice) -> None:
         self.mesh = mesh
         self._price = price
-        self._tables: dict[tuple[object, ...], _Table] = {}
+        self._routes: dict[tuple[tuple[int, ...], int, bool], Routes] = {}
+        self._legal: dict[tuple[Entry, ...], list[NDArray[np.bool_]]] = {}
 
     def costs(
         self,
@@ -174,10 +190,10 @@ class Router:
         Infinite where no path is finite; raises LayoutError for a layout that the tensor cannot
         have.
         """
-        table = self._table(shape, itemsize, needs_gradient)
-        rows = [table.at(layout) for layout in sources]
-        columns = [table.at(layout) for layout in targets]
-        return table.time_s[np.ix_(rows, columns)]
+        entries = _numbered(shape, needs_gradient)
+        rows = [self._point(layout, entries) for layout in sources]
+        columns = [self._point(layout, entries) for layout in targets]
+        return self._routes_of(shape, itemsize, needs_gradient).time_s(rows, columns)
 
     def path(
         self,
@@ -191,73 +207,104 @@ class Router:
 
         Raises LayoutError for a layout that the tensor cannot have, and where no path is finite.
         """
-        table = self._table(shape, itemsize, needs_gradient)
-        at, goal = table.at(source), table.at(target)
-        if not np.isfinite(table.time_s[at, goal]):
+        entries = _numbered(shape, needs_gradient)
+        start, stop = self._point(source, entries), self._point(target, entries)
+        if start == stop:
+            return ()
+        routes = self._routes_of(shape, itemsize, needs_gradient)
+        if not np.isfinite(routes.lengths[start, stop]):
             raise LayoutError(f"no boxing leads from {source} to {target}.")
-        moves = []
-        while at != goal:
-            move = table.moves[at, int(table.next_step[at, goal])]
-            moves.append(move)
-            at = table.index[move.target]
+        by_number, moves, at = list(entries), [], source
+        for axis, point in routes.path(start, stop):
+            number = point // len(entries) ** (self.mesh.ndim - 1 - axis) % len(entries)
+            moves.append(Move(axis, at, at.replace(axis, by_number[number])))
+            at = moves[-1].target
         return tuple(moves)
 
-    def _table(self, shape: tuple[int, ...], itemsize: int, needs_gradient: bool) -> _Table:
-        key = (shape, itemsize, needs_gradient)
-        if key not in self._tables:
-            self._tables[key] = self._all_pairs(shape, itemsize, needs_gradient)
-        return self._tables[key]
-
-    def _all_pairs(self, shape: tuple[int, ...], itemsize: int, needs_gradient: bool) -> _Table:
-        entries = layout_entries(shape, needs_gradient)
-        layouts = [Layout(each) for each in product(entries, repeat=self.mesh.ndim)]
-        index = {layout: i for i, layout in enumerate(layouts)}
-        count = len(layouts)
-        time_s = np.full((count, count), np.inf)
-        steps = np.full((count, count), np.inf)
-        next_step = np.tile(np.arange(count), (count, 1))
-        moves: dict[tuple[int, int], Move] = {}
-        for layout, i in index.items():
-            time_s[i, i] = steps[i, i] = 0.0
-            for move in moves_from(layout, entries):
-                j = index[move.target]
-                size = move.whole_bytes(shape, itemsize, self.mesh)
-                axis = self.mesh.axes[move.axis]
-                names = move.actions(needs_gradient)
-                time_s[i, j] = sum(self._price(name, axis, size) for name in names)
-                steps[i, j] = 1.0
-                moves[i, j] = move
-        for k in range(count):
-            through = time_s[:, k, None] + time_s[None, k, :]
-            through_steps = steps[:, k, None] + steps[None, k, :]
-            better = (through < time_s) | ((through == time_s) & (through_steps < steps))
-            time_s = np.where(better, through, time_s)
-            steps = np.where(better, through_steps, steps)
-            next_step = np.where(better, next_step[:, k, None], next_step)
-        return _Table(index, time_s, next_step, moves)
-
-
-def layout_entries(shape: tuple[int, ...], needs_gradient: bool) -> tuple[Entry, ...]:
-    """Entries that a tensor of `shape` may have on one axis; dimensions of size 1 stay whole."""
-    splits = tuple(Split(dim) for dim, size in enumerate(shape) if size > 1)
-    return (B, BP, P, *splits) if needs_gradient else (B, P, *splits)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """All-pairs conversions of one tensor: [layout, layout] seconds and the first step of each."""
-
-    index: dict[Layout, int]
-    time_s: NDArray[np.float64]
-    next_step: NDArray[np.int64]
-    moves: dict[tuple[int, int], Move]
-
-    def at(self, layout: Layout) -> int:
-        """Row and column of `layout`."""
-        try:
-            return self.index[layout]
-        except KeyError:
-            entries = ", ".join(dict.fromkeys(str(e) for known in self.index for e in known))
+    def _point(self, layout: Layout, entries: dict[Entry, int]) -> int:
+        """The number of `layout` among all layouts of a tensor."""
+        point = 0
+        numbers = [entries.get(entry, -1) for entry in layout]
+        if -1 in numbers or len(numbers) != self.mesh.ndim:
+            known = ", ".join(map(str, entries))
             raise LayoutError(
-                f"no boxing for layout {layout}: the entries of this tensor are {entries}."
-            ) from None
+                f"no boxing for layout {layout} on mesh {self.mesh}: a layout has one entry per "
+                f"axis, and the entries of this tensor are {known}."
+            )
+        for number in numbers:
+            point = point * len(entries) + number
+        return point
+
+    def _routes_of(self, shape: tuple[int, ...], itemsize: int, needs_gradient: bool) -> Routes:
+        sizes = tuple(size for size in shape if size != 1)
+        key = (sizes, itemsize, needs_gradient)
+        if key not in self._routes:
+            entries = layout_entries(sizes, needs_gradient)
+            if entries not in self._legal:
+                self._legal[entries] = _legal_steps(entries, self.mesh.ndim)
+            times = [
+                np.where(
+                    legal,
+                    self._step_times_s(axis, sizes, itemsize, entries, needs_gradient),
+                    np.inf,
+                )
+                for axis, legal in enumerate(self._legal[entries])
+            ]
+            self._routes[key] = cheapest(times, len(entries))
+        return self._routes[key]
+
+    def _step_times_s(
+        self,
+        axis: int,
+        sizes: tuple[int, ...],
+        itemsize: int,
+        entries: tuple[Entry, ...],
+        needs_gradient: bool,
+    ) -> NDArray[np.float64]:
+        """Seconds of every change on `axis`: [from, to, layouts before, layouts after]."""
+        name, count = self.mesh.axes[axis], len(entries)
+        whole, place = np.unique(
+            self._whole_bytes(axis, sizes, itemsize, entries), return_inverse=True
+        )
+        known: dict[str, NDArray[np.float64]] = {}
+
+        def price(action: str) -> NDArray[np.float64]:
+            if action not in known:
+                known[action] = np.array([self._price(action, name, int(size)) for size in whole])
+            return known[action]
+
+        times = np.zeros((count, count, *place.shape))
+        for (at, source), (to, target) in permutations(enumerate(entries), 2):
+            move = Move(0, Layout((source,)), Layout((target,)))
+            each = [price(action) for action in move.actions(needs_gradient)]
+            times[at, to] = np.sum(each, axis=0)[place]
+        return times
+
+    def _whole_bytes(
+        self, axis: int, sizes: tuple[int, ...], itemsize: int, entries: tuple[Entry, ...]
+    ) -> NDArray[np.int64]:
+        """`Move.whole_bytes` of moves on `axis`, by the other axes: [before, after]."""
+        grid = [1 if each == axis else len(entries) for each in range(self.mesh.ndim)]
+        result = np.full(grid, itemsize, dtype=np.int64)
+        for dim, size in enumerate(sizes):
+            rows = np.full(grid, size, dtype=np.int64)
+            for other, parts in enumerate(self.mesh.sizes):
+                if other != axis:
+                    cuts = np.array([entry == Split(dim) for entry in entries])
+                    along = [-1 if each == other else 1 for each in range(self.mesh.ndim)]
+                    rows = np.where(cuts.reshape(along), -(-rows // parts), rows)
+            result = result * rows
+        return result.reshape(len(entries) ** axis, -1)
+
+
+def _legal_steps(entries: tuple[Entry, ...], ndim: int) -> list[NDArray[np.bool_]]:
+    """Whether a change is legal, per axis: [from, to, layouts before, layouts after]."""
+    count = len(entries)
+    legal = [np.zeros((count,) * (ndim + 1), dtype=np.bool_) for _ in range(ndim)]
+    for at in product(range(count), repeat=ndim):
+        for move in moves_from(Layout(entries[number] for number in at), entries):
+            legal[move.axis][(*at, entries.index(move.target[move.axis]))] = True
+    return [
+        np.moveaxis(each, (axis, ndim), (0, 1)).reshape(count, count, count**axis, -1)
+        for axis, each in enumerate(legal)
+    ]

@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree  # public use in torch.export's own do
 
 from autoplan import cleanup
 from autoplan.checkpoints import without_checkpoints
-from autoplan.errors import CaptureError
+from autoplan.errors import CaptureError, HintError
 from autoplan.export_errors import explain
+from autoplan.hints.inside import marking_hints
 from autoplan.refusals import (
     changed_numbers_noted,
     custom_gradients_refused,
@@ -76,6 +77,8 @@ class Captured:
     """Paths of the buffers that a call changes; their new values follow the graph's outputs."""
     folded: fx.Graph = field(default_factory=fx.Graph)
     """How constants were computed at capture."""
+    pins: tuple[cleanup.PinnedValue, ...] = ()
+    """Values that `autoplan.hint` pins inside forward, in the order of the calls."""
 
     @property
     def output_nodes(self) -> tuple[Any, ...]:
@@ -128,10 +131,11 @@ def capture(
                 other_random_numbers_refused(model),
                 inference_mode_as_no_grad(),
                 changed_numbers_noted(model, notes),
+                marking_hints(),
                 _without_partial_graph(),
             ):
                 exported = torch.export.export(model, distinct_args, distinct_kwargs, strict=False)
-        except CaptureError:
+        except (CaptureError, HintError):
             raise
         except Exception as error:
             raise explain(error, model) from error
@@ -275,8 +279,10 @@ def _clean(
     cleanup.use_grouped_heads(graph)
     cleanup.split_fused_projections(graph)
     cleanup.state_epsilon(graph)
+    taken = cleanup.take_pins(graph)
     cleanup.number_random_ops(graph, _draws)
     cleanup.drop_unused(graph, kinds, aliases, updates)
+    pins = cleanup.pins_in_use(graph, taken, notes)
     parameters = dict(model.named_parameters())
     frozen = {path for path, value in parameters.items() if not value.requires_grad}
     cleanup.mark_gradients(graph, kinds, frozen, trained, training)
@@ -305,6 +311,7 @@ def _clean(
         notes=tuple(notes),
         updates=tuple(updates),
         folded=folded,
+        pins=pins,
     )
 
 

@@ -1,20 +1,23 @@
-"""Describe: a solved problem as the plain data of a Plan, and back to choices."""
+"""Describe: a solved problem as the plain data of a Plan."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from autoplan import ledger
 from autoplan.capture import Captured
-from autoplan.errors import PlanFileError
-from autoplan.hints import Hint
+from autoplan.found import Found
+from autoplan.hints.narrowing import unmet_preferences
+from autoplan.hints.pins import PinPrice
 from autoplan.layouts import local_shape
-from autoplan.plan import FORMAT, Baseline, Certificate, Memory, OperationRow, Plan, TensorRow
+from autoplan.plan import FORMAT, Baseline, Certificate, OperationRow, Plan, TensorRow
+from autoplan.planfiles.write import canonical
 from autoplan.pricing import Pricer, dtype_name
 from autoplan.request import Request
-from autoplan.sites import Annotated, Site, results_of, tensor_of
-from autoplan.solver import Solution
+from autoplan.sites import Annotated, Site, results_by_module, tensor_of
+from autoplan.strategies.rule import OpCall
 
 
 def module_paths(captured: Captured) -> list[str]:
@@ -47,21 +50,20 @@ def site_keys(annotated: Annotated) -> list[str]:
 
 
 def describe_plan(
-    annotated: Annotated,
-    solution: Solution,
-    pricer: Pricer,
+    found: Found,
     request: Request,
     model: str,
-    memory: Memory,
-    baseline: Baseline,
-    hints: Sequence[Hint],
+    baselines: tuple[Baseline, ...],
+    pins: tuple[PinPrice, ...] = (),
 ) -> Plan:
-    """The plain data of a solved problem."""
+    """The plain data of what a search found."""
+    annotated, solution, pricer = found.annotated, found.solution, found.pricer
     keys = site_keys(annotated)
     chosen = [s.candidates[c] for s, c in zip(annotated.sites, solution.choices, strict=True)]
     certificate = solution.certificate
     folded = certificate.folding
-    return Plan(
+    unmet = unmet_preferences(annotated, solution.choices)
+    plan = Plan(
         format=FORMAT,
         model=model,
         axes=annotated.mesh.axes,
@@ -78,17 +80,12 @@ def describe_plan(
             for key, candidate, site in zip(keys, chosen, annotated.sites, strict=True)
             if site.kind in ("parameter", "op", "box")
         },
-        boxed=tuple(
-            site.name
-            for site in annotated.sites
-            if site.kind == "box" and site.name in _asked(annotated, hints)
-        ),
         tensors=tuple(_tensors(annotated, solution.choices)),
         operations=tuple(_operations(annotated, solution.choices, pricer, keys)),
         collectives=ledger.collectives(annotated, solution.choices, pricer, request.whole_outputs),
-        memory=memory,
+        memory=found.memory,
         devices_per_node=request.cluster.devices_per_node,
-        step_time_s=certificate.objective,
+        step_time_s=found.step_time_s,
         certificate=Certificate(
             objective=certificate.objective,
             bound=certificate.bound,
@@ -98,18 +95,20 @@ def describe_plan(
             num_variables=len(annotated.sites),
             num_classes=folded.num_classes if folded else len(annotated.sites),
             num_binaries=certificate.num_binaries,
+            folding_s=folded.cost_s if folded else 0.0,
         ),
-        baseline=baseline,
-        hints=tuple(dict.fromkeys(hint.origin for hint in hints)),
-        notes=tuple(dict.fromkeys((*annotated.captured.notes, *annotated.notes))),
+        baselines=baselines,
+        pins=pins,
+        hints=tuple(dict.fromkeys(hint.origin for hint in found.hints)),
+        notes=tuple(dict.fromkeys((*annotated.captured.notes, *annotated.notes, *unmet))),
     )
+    return canonical(plan)
 
 
-def _asked(annotated: Annotated, hints: Sequence[Hint]) -> frozenset[str]:
-    """Names of all boxing sites if some hint pins a value: such sites are there by request."""
-    if not any(hint.at == "value" for hint in hints):
-        return frozenset()
-    return frozenset(site.name for site in annotated.sites if site.kind == "box")
+def signature(call: OpCall) -> str:
+    """An op call in short: what its possible strategies depend on, and nothing else."""
+    text = repr((call.op, call.args, sorted(call.kwargs.items()), call.inputs, call.outputs))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow]:
@@ -135,10 +134,10 @@ def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow
             rows[alias] = TensorRow(
                 alias, "parameter", row.dtype, row.shape, row.local_shape, row.layout, row.use
             )
+    results = results_by_module(annotated.captured)
     for path in module_paths(annotated.captured):
-        results = results_of(annotated.captured, path)
-        if results and path not in rows:
-            source = annotated.values[tensor_of(results[-1])]
+        if path in results and path not in rows:
+            source = annotated.values[tensor_of(results[path][-1])]
             add(path, "module", source.site, source.output)
     for name, node in annotated.captured.named_outputs.items():
         source = annotated.values[tensor_of(node)]
@@ -170,6 +169,7 @@ def _operations(
             runs * forward_s,
             runs * backward_s,
             has_rule(site),
+            signature(site.call),
         )
 
 
@@ -178,22 +178,3 @@ def has_rule(site: Site) -> bool:
     if site.call is None or (site.rule is not None and site.rule.applies(site.call)):
         return True
     return all(meta.numel <= 1 for meta in site.outputs)
-
-
-def choices_of(plan: Plan, annotated: Annotated, name: str = "the plan") -> tuple[int, ...]:
-    """The candidates that `plan` names; PlanFileError where it does not fit the model."""
-    result = []
-    for key, site in zip(site_keys(annotated), annotated.sites, strict=True):
-        if key not in plan.choices:
-            if len(site.candidates) == 1:
-                result.append(0)
-                continue
-            raise PlanFileError(f"{name} does not mention {key!r} of this model; plan again.")
-        texts = [str(candidate) for candidate in site.candidates]
-        if plan.choices[key] not in texts:
-            raise PlanFileError(
-                f"{name} says {plan.choices[key]!r} for {key!r}; this model allows "
-                f"{', '.join(sorted(set(texts))[:8])}."
-            )
-        result.append(texts.index(plan.choices[key]))
-    return tuple(result)

@@ -6,7 +6,9 @@ import re
 from collections.abc import Hashable
 from typing import Any
 
-from autoplan.pricing import Pricer, saved_tensors
+import numpy as np
+
+from autoplan.pricing import Pricer
 from autoplan.sites import Annotated, Site, Source
 from autoplan.solver import Problem, ProblemBuilder
 
@@ -14,26 +16,25 @@ _SMALLEST_BLOCK = 8
 """Sites below which a repeated module is no block: layers in a row may choose differently."""
 
 
-def formulate(
-    annotated: Annotated, pricer: Pricer, memory_limit: float | None, whole_outputs: bool
-) -> Problem:
+def formulate(annotated: Annotated, pricer: Pricer, whole_outputs: bool) -> Problem:
     """One variable a site, one matrix a tensor between two sites.
 
     `whole_outputs`: every output is brought to every rank and priced; otherwise only the loss is.
     """
     builder = ProblemBuilder()
-    charged = saved_tensors(annotated)
     extra = _output_costs(annotated, pricer, whole_outputs)
+    for wish in annotated.preferences:
+        extra[wish.site] = extra.get(wish.site, 0.0) + np.array(wish.penalty_s)
     for at, site in enumerate(annotated.sites):
-        cost, memory = pricer.vectors(site, charged[at])
-        builder.add_variable(site.name, cost + extra[at] if at in extra else cost, memory)
+        cost = pricer.costs(site)
+        builder.add_variable(site.name, cost + extra[at] if at in extra else cost)
     for at, site in enumerate(annotated.sites):
         for position, source in enumerate(site.inputs):
             origin = annotated.sites[source.site]
             meta = origin.outputs[source.output]
             matrix = pricer.edge(origin, source.output, site, position, meta)
             builder.add_edge(source.site, at, matrix)
-    return builder.build(memory_limit)
+    return builder.build()
 
 
 def _output_costs(annotated: Annotated, pricer: Pricer, whole_outputs: bool) -> dict[int, Any]:

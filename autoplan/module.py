@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,14 @@ from autoplan.launch import (
     start_process_group,
     world_size,
 )
+from autoplan.parallel import mesh_choices
 from autoplan.plan import Plan, load_plan
 from autoplan.planned import Entry, PlannedModule
 from autoplan.refusals import refuse_hooks
 from autoplan.request import make_request
 from autoplan.runtime.batches import Example
-from autoplan.runtime.executor import Watch, owned
+from autoplan.runtime.executor import Watch
+from autoplan.runtime.leaves import Handover, backward, leaf_of
 from autoplan.runtime.program import Constant
 from autoplan.verify import Check, MakeOptimizer, verify
 
@@ -58,8 +61,10 @@ class ParallelModule(PlannedModule):
         executor, program = self._live_executor, entry.programs[0]
         parameters = dict(self.named_parameters(remove_duplicate=False))
         buffers = dict(self.named_buffers(remove_duplicate=False))
+        taken: set[int] = set()
         inputs = [
-            executor.stored(parameters[s.name], self._storage[s.name]) for s in program.parameters
+            executor.stored(parameters[s.name], self._storage[s.name], taken)
+            for s in program.parameters
         ]
         for spec in program.state:
             value = buffers.get(spec.name)
@@ -130,42 +135,56 @@ class ParallelModule(PlannedModule):
         executor = self._live_executor
         with torch.set_grad_enabled(not forward_only):
             values = self._prologue(entry)
-            leaves = [self._detached(value) for value in values]
+            leaves = [self._leaf(value) for value in values]
+            handovers = [[Handover(each) for each in executor.tensors(value)] for value in values]
+            del values  # their graph is enough for their backward
             losses, trees = [], []
             for part in parts:
-                results = self._body(entry, [self._owned(leaf) for leaf in leaves], part)
-                place = entry.programs[0].outputs[entry.programs[0].loss]
-                loss = executor.take(results[place.position])  # type: ignore[union-attr]
-                if not forward_only:
-                    (loss / count).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
-                if outputs:
-                    with torch.no_grad():
-                        trees.append(self._outputs(entry, results))
+                loss, tree = self._microbatch(entry, leaves, part, count, outputs, forward_only)
+                losses.append(loss)
+                trees.append(tree)
             if not forward_only:
-                self._backward_of_prologue(values, leaves)
+                self._backward_of_prologue(handovers, leaves)
         return StepResult(torch.stack(losses).mean(), tuple(trees) if outputs else None)
 
-    def _detached(self, value: Any) -> Any:
-        executor = self._live_executor
-        tensors = [t.detach().requires_grad_(t.requires_grad) for t in executor.tensors(value)]
-        return executor.rebuild(value, tensors)
+    def _microbatch(
+        self,
+        entry: Entry,
+        leaves: list[Any],
+        part: Example,
+        count: int,
+        outputs: bool,
+        forward_only: bool,
+    ) -> tuple[Tensor, Any]:
+        """Its loss, one of `count`, and its outputs; gradients add to those of `leaves`."""
+        executor, program = self._live_executor, entry.programs[0]
+        results = self._body(entry, leaves, part)
+        assert program.loss is not None
+        place = program.outputs[program.loss]
+        loss = executor.take(results[place.position])  # type: ignore[union-attr]
+        if not outputs:
+            results = []  # what nobody asked for need not outlive its last reader
+        if not forward_only:
+            (loss / count).backward()  # type: ignore[no-untyped-call]
+        if not outputs:
+            return loss.detach(), None
+        with torch.no_grad():
+            return loss.detach(), self._outputs(entry, results)
 
-    def _owned(self, leaf: Any) -> Any:
+    def _leaf(self, value: Any) -> Any:
         executor = self._live_executor
-        return executor.rebuild(leaf, [owned(each) for each in executor.tensors(leaf)])
+        return executor.rebuild(value, [leaf_of(each) for each in executor.tensors(value)])
 
-    def _backward_of_prologue(self, values: list[Any], leaves: list[Any]) -> None:
-        executor = self._live_executor
-        roots: list[Tensor] = []
-        grads: list[Tensor] = []
-        for value, leaf in zip(values, leaves, strict=True):
-            for tensor, held in zip(executor.tensors(value), executor.tensors(leaf), strict=True):
-                if tensor.requires_grad and held.grad is not None:
-                    roots.append(tensor)
-                    grads.append(held.grad)
-        if roots:
-            torch.autograd.backward(roots, grads)
+    def _backward_of_prologue(self, handovers: list[list[Handover]], leaves: list[Any]) -> None:
+        """Hand the gradients of `leaves` on. Empties `leaves`: gathered values are spent."""
+        tensors = self._live_executor.tensors
+        roots = [
+            handover.take(each)
+            for given, leaf in zip(handovers, leaves, strict=True)
+            for handover, each in zip(given, tensors(leaf), strict=True)
+        ]
+        leaves.clear()
+        backward(roots)
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -227,6 +246,41 @@ class ParallelModule(PlannedModule):
         return check
 
 
+def _options_of(plan: Plan, devices: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that a plan was made with; ConfigError for those given that it contradicts."""
+    decided = {
+        "local_inputs": plan.local_inputs,
+        "whole_outputs": plan.whole_outputs,
+        "training": plan.training,
+        "optimizer": plan.optimizer,
+        "microbatches": plan.microbatches,
+    }
+    same_mesh = any(
+        c.mesh == plan.mesh for c in mesh_choices(options.get("parallel"), None, devices)
+    )
+    for name in ("parallel", "preset", "hints"):
+        if options.get(name) and not (name == "parallel" and same_mesh):
+            raise ConfigError(
+                f"{name}={options[name]!r} goes into making a plan, and plan= gives one that is "
+                f"made; leave {name} out, or plan again with it."
+            )
+    defaults = {name: each.default for name, each in signature(make_request).parameters.items()}
+    for name, value in decided.items():
+        given = options.get(name, value)
+        if given not in (value, defaults[name]):
+            raise ConfigError(
+                f"{name}={given!r}, but the plan was made with {name}={value!r}; leave it out, or "
+                "plan again with it."
+            )
+    options = options | decided
+    if options.get("memory") is None:
+        options["memory"] = plan.memory_limit_bytes
+    if options.get("cluster") is None:
+        profile = load_profile(plan.cluster)
+        options["cluster"] = Cluster(profile, devices, plan.devices_per_node)
+    return options
+
+
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -263,16 +317,7 @@ def parallelize(
             "leave one of them out."
         )
     if plan is not None:
-        options |= {
-            "local_inputs": plan.local_inputs,
-            "whole_outputs": plan.whole_outputs,
-            "training": plan.training,
-            "optimizer": plan.optimizer,
-            "microbatches": plan.microbatches,
-        }
-        if options.get("cluster") is None:
-            profile = load_profile(plan.cluster)
-            options["cluster"] = Cluster(profile, devices, plan.devices_per_node)
+        options = _options_of(plan, devices, options)
     # A group that torchrun prepared is joined before planning: rank 0 plans for all.
     start_process_group(devices)
     refuse_hooks(model)

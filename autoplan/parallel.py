@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoplan.errors import ConfigError
@@ -23,6 +23,13 @@ class MeshChoice:
     schemes: Mapping[str, str] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     """Every axis as the user named it, those of size 1 too: hints may speak of them."""
+    written: Mapping[str, str] = field(default_factory=dict)
+    """Bound axis -> what the user wrote that binds it; axes bound by one text are one demand."""
+
+    def without_schemes(self, axes: Collection[str]) -> MeshChoice:
+        """The same mesh with `axes` free."""
+        schemes = {axis: name for axis, name in self.schemes.items() if axis not in axes}
+        return replace(self, schemes=schemes)
 
 
 def mesh_choices(
@@ -39,7 +46,9 @@ def mesh_choices(
         raise ConfigError(f"devices must be a positive number, got {devices!r}.")
     if parallel is None:
         if preset is not None:
-            return (MeshChoice(Mesh.of(devices=devices), {"devices": preset}),)
+            schemes = {"devices": preset}
+            written = {"devices": f"preset={preset!r}"}
+            return (MeshChoice(Mesh.of(devices=devices), schemes, written=written),)
         return tuple(MeshChoice(mesh) for mesh in _free_meshes(devices))
     if not isinstance(parallel, Mapping):
         raise ConfigError(
@@ -74,36 +83,47 @@ def _named_mesh(parallel: Mapping[str, Any], preset: str | None, devices: int) -
     sizes = {name: _size(size, f"mesh axis {name!r}") for name, size in sizes.items()}
     _check_product(sizes, devices)
     mesh = Mesh.of(**sizes)
-    return MeshChoice(mesh, dict.fromkeys(mesh.axes, preset) if preset else {}, tuple(sizes))
+    bound = mesh.axes if preset else ()
+    return MeshChoice(
+        mesh,
+        {axis: preset for axis in bound if preset},
+        tuple(sizes),
+        dict.fromkeys(bound, f"preset={preset!r}"),
+    )
 
 
 def _roles(parallel: Mapping[str, Any], preset: str | None, devices: int) -> MeshChoice:
     tensor, mode = _tensor(parallel.get("tensor"))
-    pipeline = _entry(parallel.get("pipeline"), "pipeline", ("size", "schedule"))
-    if pipeline is not None and pipeline > 1:
-        raise ConfigError(
-            f"pipeline={pipeline}: pipeline stages are not planned yet; leave pipeline out, or "
-            "give it size 1."
-        )
+    pipeline = _entry(parallel.get("pipeline"), "pipeline", ("size", "schedule")) or 1
     data = _entry(parallel.get("data"), "data", ("size",))
-    given = {"data": data, "tensor": tensor}
-    known = {name: size for name, size in given.items() if size is not None}
+    inferred = data is None
     if data is None:
-        others = math.prod(known.values())
+        others = (tensor or 1) * pipeline
         if devices % others:
+            named = f"tensor size {others}" if pipeline == 1 else f"tensor x pipeline = {others}"
             raise ConfigError(
-                f"tensor size {others} does not divide {devices} devices; "
+                f"{named} does not divide {devices} devices; "
                 f"use a divisor of {devices}, or {_next_multiple(devices, others)} devices."
             )
         data = devices // others
     sizes = {"data": data, "tensor": tensor or 1}
-    _check_product(sizes, devices)
+    _check_product(sizes | ({"pipeline": pipeline} if pipeline > 1 else {}), devices)
+    if pipeline > 1:
+        raise ConfigError(
+            f"pipeline={pipeline} (data {data} x tensor {tensor or 1} x pipeline {pipeline} = "
+            f"{devices} devices): pipeline stages are not planned yet; leave pipeline out, or give "
+            "it size 1."
+        )
     mesh = Mesh.of(**sizes)
+    role = "data parallelism, the default" if inferred else f"parallel data={data}"
+    split = f"preset={preset!r}" if preset else role
+    written = {"data": split, "tensor": f"parallel tensor mode={mode!r}"}
     schemes = {"data": preset or "data", "tensor": mode}
     if preset in ("megatron", "megatron-sp"):
         schemes = {"data": "data", "tensor": preset} if "tensor" in mesh.axes else {"data": preset}
+        written = {"data": role, "tensor": split} if "tensor" in mesh.axes else {"data": split}
     bound = {a: s for a, s in schemes.items() if a in mesh.axes and s != "free"}
-    return MeshChoice(mesh, bound, tuple(sizes))
+    return MeshChoice(mesh, bound, tuple(sizes), {axis: written[axis] for axis in bound})
 
 
 def _next_multiple(devices: int, size: int) -> int:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from autoplan.errors import LayoutError, PlanFileError
+from autoplan.hints.pins import PinPrice
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 
-FORMAT = "autoplan-plan/1"
+if TYPE_CHECKING:
+    from autoplan.why.frontier import Frontier
+    from autoplan.why.origin import Origin
+    from autoplan.why.sensitivity import Sensitivity
+
+FORMAT = "autoplan-plan/2"
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
-class TensorRow(msgspec.Struct, frozen=True):
+class TensorRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A parameter, argument or module result: logical shape, largest local shape, layout as text.
 
     `use` is the layout in which a step reads a parameter; `layout` the one it is stored in.
@@ -24,27 +33,31 @@ class TensorRow(msgspec.Struct, frozen=True):
     path: str
     kind: str
     dtype: str
-    shape: tuple[int, ...]
-    local_shape: tuple[int, ...]
+    shape: tuple[Count, ...]
+    local_shape: tuple[Count, ...]
     layout: str
     use: str = ""
 
 
-class OperationRow(msgspec.Struct, frozen=True):
-    """An op: its strategy by axis labels, its result's layout, its predicted seconds."""
+class OperationRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An op: its strategy by axis labels, its result's layout, its predicted seconds.
+
+    `signature` tells the op from one of another kind, with other arguments, shapes or types.
+    """
 
     key: str
     path: str
     op: str
     choice: str
     layout: str
-    shape: tuple[int, ...]
-    forward_s: float
-    backward_s: float
-    has_rule: bool
+    shape: tuple[Count, ...]
+    forward_s: Seconds
+    backward_s: Seconds
+    has_rule: bool = True
+    signature: str = ""
 
 
-class Collective(msgspec.Struct, frozen=True):
+class Collective(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Collectives of one kind and size that a step runs at one place.
 
     `bytes` of one, counted on the largest rank before the axis cuts the tensor: the result of an
@@ -53,89 +66,108 @@ class Collective(msgspec.Struct, frozen=True):
     """
 
     kind: str
-    bytes: int
-    count: int
+    bytes: Count
+    count: Count
     axis: str
     path: str
     phase: str
     direction: str
-    time_s: float
+    time_s: Seconds
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """Bytes alive at the predicted peak on the rank with the largest shards, by kind."""
+class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes alive at the predicted peak on the rank with the largest shards, by kind.
 
-    parameters: int
-    gradients: int
-    optimizer: int
-    gathered: int
-    activations: int
+    `inputs` are arguments and buffers; `temporaries` live while an op, a collective or the
+    optimizer runs. `moment` says when the peak is.
+    """
+
+    parameters: Count
+    gradients: Count
+    optimizer: Count
+    gathered: Count
+    activations: Count
+    inputs: Count = 0
+    temporaries: Count = 0
+    moment: str = ""
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.gathered + self.activations
+        kept = self.parameters + self.gradients + self.optimizer + self.gathered
+        return kept + self.activations + self.inputs + self.temporaries
 
 
-class Certificate(msgspec.Struct, frozen=True):
+class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is proven: no plan of the search costs less than `bound`; `gap` is relative.
 
-    `folding` says whether repeated blocks were held to one choice; the bound is of that problem.
+    Repeated blocks were first held to one choice, `num_classes` of `num_variables`; `folding_s` is
+    what that alone would have cost, and the bound is of the blocks as they are.
+    `seconds` that the solver took are no part of a plan file: equal plans are equal files.
     """
 
-    objective: float
+    objective: Seconds
     bound: float
-    gap: float
-    seconds: float
+    gap: Seconds
     status: str
-    num_variables: int
-    num_classes: int
-    num_binaries: int
+    num_variables: Count
+    num_classes: Count
+    num_binaries: Count
+    folding_s: Seconds = 0.0
+    seconds: Seconds = 0.0
 
     @property
     def folding(self) -> bool:
         return self.num_classes < self.num_variables
 
 
-class Baseline(msgspec.Struct, frozen=True):
+class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A known scheme priced by the same model; `note` says why where it cannot run."""
 
     name: str
-    step_time_s: float | None
-    peak_memory_bytes: int | None
+    step_time_s: Seconds | None = None
+    peak_memory_bytes: Count | None = None
     note: str = ""
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """One plan. Layouts are text here; `layout(path)` reads them."""
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """One plan. Layouts are text here; `layout(path)` reads them.
+
+    A new field is written to plan files, among the figures, by its own name; give it a default, so
+    that files without it are read.
+    """
 
     format: str
     model: str
     axes: tuple[str, ...]
-    sizes: tuple[int, ...]
+    sizes: tuple[Annotated[int, msgspec.Meta(ge=2, le=2**20)], ...]
     cluster: str
     training: bool
     optimizer: str
-    microbatches: int
-    memory_limit_bytes: int
+    microbatches: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    memory_limit_bytes: Count
     local_inputs: bool
     whole_outputs: bool
     choices: dict[str, str]
-    boxed: tuple[str, ...]
-    """Graph nodes whose values are boxed for all readers because a hint pinned them."""
-    devices_per_node: int | None
     tensors: tuple[TensorRow, ...]
     operations: tuple[OperationRow, ...]
     collectives: tuple[Collective, ...]
     memory: Memory
-    step_time_s: float
+    step_time_s: Seconds
     certificate: Certificate
-    baseline: Baseline
+    baselines: tuple[Baseline, ...] = ()
+    pins: tuple[PinPrice, ...] = ()
+    devices_per_node: Annotated[int, msgspec.Meta(ge=1, le=2**20)] | None = None
     hints: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def mesh(self) -> Mesh:
         return Mesh(self.axes, self.sizes)
+
+    @property
+    def baseline(self) -> Baseline:
+        """Plain data parallelism; on one device, the model as it is."""
+        return self.baselines[0] if self.baselines else Baseline("data parallel")
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -168,38 +200,94 @@ class Plan(msgspec.Struct, frozen=True):
         return report(self)
 
     def explain(self, path: str) -> str:
-        """What was chosen for a parameter, argument or module, what it costs, what it moves."""
-        from autoplan.report import explain
+        """What was chosen for a module, parameter, argument or op, what it moves, and what else.
 
-        return explain(self, path)
+        Other choices are solved for anew, so that their step times are of whole plans. Raises
+        LayoutError, with the nearest path, for one that the plan does not know.
+        """
+        from autoplan.why.explain import explain
+
+        return explain(self, self._origin, path)
+
+    def sensitivity(self) -> Sensitivity:
+        """At which bandwidth, compute rate, batch or memory another plan is faster; print it.
+
+        Raises ConfigError for a plan that was read from a file and not loaded on its model.
+        """
+        from autoplan.why.sensitivity import sensitivity
+
+        return sensitivity(self, self._origin)
+
+    def frontier(self, points: int = 8) -> Frontier:
+        """Step time against memory, from this plan's down to the least that was found; print it.
+
+        Raises ConfigError for a plan that was read from a file and not loaded on its model.
+        """
+        from autoplan.why.frontier import frontier
+
+        return frontier(self, self._origin, points)
+
+    @property
+    def _origin(self) -> Origin | None:
+        origin: Origin | None = self.__dict__.get("origin")
+        return origin
+
+    def remember(self, origin: Origin) -> Plan:
+        """This plan, knowing what it was made from; no part of what is saved or compared."""
+        self.__dict__["origin"] = origin
+        return self
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON text, one line a field."""
-        text = msgspec.json.format(msgspec.json.encode(self), indent=1)
-        Path(path).write_bytes(text + b"\n")
+        """Write the plan as text to be read, edited and compared; see `planfiles.write`."""
+        from autoplan.planfiles.write import write_plan
+
+        try:
+            Path(path).write_text(write_plan(self), encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise PlanFileError(
+                f"cannot write plan file {str(path)!r}: {error.strerror}."
+            ) from error
 
     def diff(self, other: Plan) -> str:
-        """What differs from `other`, by path: layouts, predicted time and memory."""
-        return _diff(self, other)
+        """What `other` does differently: what was asked, decisions by path, time, memory, traffic.
+
+        Decisions of repeated blocks are one line; "no difference" if there is none.
+        """
+        from autoplan.planfiles.diff import diff
+
+        if not isinstance(other, Plan):
+            raise PlanFileError(
+                f"diff compares with another Plan, got {other!r}; read a file with load_plan."
+            )
+        return diff(self, other)
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read a plan that `Plan.save` wrote; PlanFileError for anything else."""
+    """Read a plan that `Plan.save` wrote, as it is or edited; PlanFileError for anything else.
+
+    All of the plan comes back but `certificate.seconds`.
+    """
+    from autoplan.planfiles.read import read_plan
+
     try:
+        if not Path(path).is_file():
+            Path(path).stat()  # says what is wrong, where it is not there
+            raise PlanFileError(f"{str(path)!r} is no file; give the path of a plan file.")
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise PlanFileError(f"cannot read plan file {str(path)!r}: {error.strerror}.") from error
-    return decode_plan(data, str(path))
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise PlanFileError(
+            f"cannot read plan file {str(path)!r}: {said}; check the path."
+        ) from error
+    return read_plan(data, str(path))
 
 
 def decode_plan(data: bytes, name: str) -> Plan:
-    """Read a plan from JSON text; `name` is for the error."""
+    """Read a plan that `encode_plan` wrote; `name` is for the error."""
     try:
         plan = msgspec.json.decode(data, type=Plan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PlanFileError(
-            f"{name!r} is not a plan file of autoplan, or is damaged: {error}."
-        ) from error
+        raise PlanFileError(f"{name!r} is not a plan of autoplan: {error}.") from error
     if plan.format != FORMAT:
         raise PlanFileError(
             f"{name!r} has the format {plan.format!r}, this version reads {FORMAT!r}; plan again."
@@ -208,29 +296,5 @@ def decode_plan(data: bytes, name: str) -> Plan:
 
 
 def encode_plan(plan: Plan) -> bytes:
+    """The plan as JSON, from rank to rank."""
     return msgspec.json.encode(plan)
-
-
-def _diff(one: Plan, other: Plan) -> str:
-    lines = []
-    if one.mesh != other.mesh:
-        lines.append(f"mesh: {one.mesh} -> {other.mesh}")
-    for name, unit, a, b in (
-        ("step time", "ms", one.step_time_s * 1e3, other.step_time_s * 1e3),
-        ("peak memory", "MB", one.peak_memory_bytes / 1e6, other.peak_memory_bytes / 1e6),
-    ):
-        if a != b:
-            lines.append(f"{name}: {a:.3f} -> {b:.3f} {unit}")
-    mine: Mapping[str, TensorRow] = {row.path: row for row in one.tensors}
-    theirs = {row.path: row for row in other.tensors}
-    for path in sorted(mine.keys() | theirs.keys()):
-        a_row, b_row = mine.get(path), theirs.get(path)
-        if a_row is None or b_row is None:
-            lines.append(f"{path}: only in the {'second' if a_row is None else 'first'} plan")
-        elif (a_row.layout, a_row.use) != (b_row.layout, b_row.use):
-            lines.append(f"{path}: {_spell(a_row)} -> {_spell(b_row)}")
-    return "\n".join(lines) if lines else "no difference"
-
-
-def _spell(row: TensorRow) -> str:
-    return f"{row.layout} read as {row.use}" if row.use and row.use != row.layout else row.layout

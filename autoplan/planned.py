@@ -21,7 +21,8 @@ from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.plan import Plan, decode_plan, encode_plan
-from autoplan.planning import Planned, check_local_inputs, follow, plan_captured, priced_again
+from autoplan.planfiles.follow import adopt, follow
+from autoplan.planning import Planned, check_local_inputs, plan_captured
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.runtime.batches import Example, whole_batch
@@ -179,15 +180,19 @@ class PlannedModule(StatefulModule):
             ]
             choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
             request = replace(request, meshes=(choice,), held=tuple(held))
-        if plan is not None:
-            return priced_again(follow(captured, plan, request), captured, request)
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+
+        def make() -> Planned:
+            if plan is not None:
+                return adopt(captured, plan, request)
             return plan_captured(captured, request, self._model_name)
+
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return make()
         box: list[Any] = [None]
         planned: Planned | None = None
         if dist.get_rank() == 0:
             try:
-                planned = plan_captured(captured, request, self._model_name)
+                planned = make()
                 box = [encode_plan(planned.plan)]
             except AutoplanError as error:
                 box = [error]

@@ -1,4 +1,4 @@
-"""Pricing: what each candidate of a site costs in seconds and keeps alive in bytes."""
+"""Pricing: what each candidate of a site costs in seconds, and what it keeps in bytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from autoplan.buckets import Routers
 from autoplan.cost_models import CostModel, ParameterBytes, Work
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.mesh import Mesh
-from autoplan.sites import Annotated, Candidate, Site
+from autoplan.sites import Candidate, Site
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import InnerCollective, OpCall, Rule, TensorMeta
+from autoplan.strategies.rule import InnerCollective, OpCall, OpMemory, Rule, TensorMeta
 
 FloatArray = NDArray[np.float64]
 
@@ -32,6 +32,7 @@ class Setting:
     training: bool = True
     optimizer: str = "adamw"
     microbatches: int = 1
+    device_type: str = "cuda"
 
 
 def whole_nanoseconds(time_s: float) -> float:
@@ -55,8 +56,10 @@ class Pricer:
         self.cost_model = cost_model
         self.setting = setting
         self.routers = Routers.of(mesh, self._step_price, whole_nanoseconds)
-        self._site_costs: dict[Any, tuple[FloatArray, FloatArray]] = {}
+        self._site_costs: dict[Any, FloatArray] = {}
         self._edges: dict[Any, FloatArray] = {}
+        # What the keys above tell apart by identity: held, so that nothing else takes its place.
+        self._known: dict[int, Any] = {}
 
     def _step_price(self, action: str, axis: str, size_bytes: int) -> float:
         if action in COLLECTIVES:
@@ -108,46 +111,37 @@ class Pricer:
 
     # -- vectors and matrices ---------------------------------------------------------------
 
-    def vectors(self, site: Site, saved: Sequence[bool]) -> tuple[FloatArray, FloatArray]:
-        """Cost [k] in seconds and memory [k] in bytes of a site's candidates.
-
-        `saved`: which inputs (then, last, the output) this site keeps for backward.
-        """
-        key = (id(site.candidates), site.call and site.call.op, self.runs(site), tuple(saved))
+    def costs(self, site: Site) -> FloatArray:
+        """Seconds that a step spends on each of a site's candidates by itself: [k]."""
+        key = (self._identity(site.candidates), site.call and site.call.op, self.runs(site))
         if key not in self._site_costs:
-            if site.kind == "parameter":
-                pairs = [self._parameter(site, each) for each in site.candidates]
-            else:
-                pairs = [self._other(site, each, saved) for each in site.candidates]
-            cost, memory = (
-                np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True)
-            )
-            self._site_costs[key] = cost, memory
+            parts = self._parameter_s(site) if site.kind == "parameter" else self._op_s(site)
+            costs = np.array(parts, dtype=np.float64)
+            costs.flags.writeable = False
+            self._site_costs[key] = costs
         return self._site_costs[key]
 
-    def _parameter(self, site: Site, candidate: Candidate) -> tuple[float, float]:
-        meta = site.outputs[0]
-        storage, use = candidate.storage, candidate.outputs[0]
-        assert storage is not None
-        cost = self.conversion_s(storage, use, meta) + self.optimizer_time_s(meta, storage)
-        memory = float(self.resident(meta, storage).total)
-        if use.without_gradient() != storage:
-            gathered = self.local_bytes(meta, use)
-            memory += gathered * (2 if self.setting.microbatches > 1 and meta.requires_grad else 1)
-        return cost, memory
+    def _identity(self, candidates: tuple[Candidate, ...]) -> int:
+        self._known[id(candidates)] = candidates
+        return id(candidates)
 
-    def _other(
-        self, site: Site, candidate: Candidate, saved: Sequence[bool]
-    ) -> tuple[float, float]:
-        cost = self.runs(site) * sum(self.op_times_s(site, candidate))
-        layouts = [*candidate.inputs, *candidate.outputs[:1]]
-        metas = [*(site.call.inputs if site.call else site.outputs), *site.outputs[:1]]
-        memory = sum(
-            self.local_bytes(meta, layout)
-            for keep, meta, layout in zip(saved, metas, layouts, strict=False)
-            if keep
+    def _parameter_s(self, site: Site) -> list[float]:
+        """Boxing from each storage to how the step reads it, and the optimizer's pass."""
+        meta = site.outputs[0]
+        rows, row_of = _distinct(
+            [each.storage for each in site.candidates if each.storage is not None]
         )
-        return cost, float(memory)
+        columns, column_of = _distinct([each.outputs[0] for each in site.candidates])
+        router = self.routers.prologue
+        gathering = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
+        stepping = [self.optimizer_time_s(meta, storage) for storage in rows]
+        return [
+            float(gathering[row, column]) + stepping[row]
+            for row, column in zip(row_of, column_of, strict=True)
+        ]
+
+    def _op_s(self, site: Site) -> list[float]:
+        return [self.runs(site) * sum(self.op_times_s(site, each)) for each in site.candidates]
 
     def local_bytes(self, meta: TensorMeta, layout: Layout) -> int:
         """Bytes of the largest shard."""
@@ -158,20 +152,18 @@ class Pricer:
         leaves = source.parameter_only and reader is not None and not reader.parameter_only
         return self.routers.prologue if leaves else self.routers.body
 
-    def conversion_s(self, source: Layout, target: Layout, meta: TensorMeta) -> float:
-        """Seconds to box a parameter from its storage to the layout that a step reads it in."""
-        costs = self.routers.prologue.costs(
-            [source], [target], meta.shape, meta.itemsize, meta.requires_grad
-        )
-        return float(costs[0, 0])
-
     def edge(
         self, source: Site, output: int, reader: Site, position: int, meta: TensorMeta
     ) -> FloatArray:
         """Seconds a step spends boxing between every pair of candidates: [k source, k reader]."""
         runs = self.runs(source)
         router = self.router(source, reader)
-        ends = (id(source.candidates), output, id(reader.candidates), position)
+        ends = (
+            self._identity(source.candidates),
+            output,
+            self._identity(reader.candidates),
+            position,
+        )
         key = (ends, meta, runs, id(router))
         if key not in self._edges:
             rows, row_of = _distinct([c.outputs[output] for c in source.candidates])
@@ -180,6 +172,7 @@ class Pricer:
             if source.parameter_only and source.kind != "constant":
                 costs = np.where(self._grows(rows, columns, meta), np.inf, costs)
             self._edges[key] = runs * costs[np.ix_(row_of, column_of)]
+            self._edges[key].flags.writeable = False
         return self._edges[key]
 
     def _grows(
@@ -193,19 +186,6 @@ class Pricer:
         after = np.array([self.local_bytes(meta, layout) for layout in columns])
         larger: NDArray[np.bool_] = after[None, :] > before[:, None]
         return larger
-
-    def output_bytes(self, site: Site) -> FloatArray:
-        """Bytes of a site's results under each candidate: [k]."""
-        return np.array(
-            [
-                sum(
-                    self.local_bytes(meta, layout)
-                    for meta, layout in zip(site.outputs, each.outputs, strict=True)
-                )
-                for each in site.candidates
-            ],
-            dtype=np.float64,
-        )
 
     def output_vector(self, source: Site, output: int, meta: TensorMeta) -> FloatArray:
         """Seconds to bring each candidate's output to every rank whole: [k]."""
@@ -308,30 +288,10 @@ def _bytes(metas: Sequence[TensorMeta], layouts: Sequence[Layout], mesh: Mesh) -
     )
 
 
-def saved_tensors(annotated: Annotated) -> list[list[bool]]:
-    """Per site, which inputs (then the output) it is charged for keeping until backward.
-
-    A tensor that several readers keep is charged once, to its boxing site. Parameters are charged
-    where they are stored and gathered.
-    """
-    sites = annotated.sites
-    charged = [[False] * (len(site.inputs) + 1) for site in sites]
-    for at, site in enumerate(sites):
-        if site.call is None or not any(meta.requires_grad for meta in site.outputs):
-            continue
-        kept = (
-            site.rule.saved(site.call) if site.rule is not None else tuple(range(len(site.inputs)))
-        )
-        for each in kept:
-            if each == "output":
-                charged[at][-1] = True
-                continue
-            assert isinstance(each, int)
-            source = sites[site.inputs[each].site]
-            if source.parameter_only:
-                continue
-            if source.kind == "box":
-                charged[site.inputs[each].site][0] = True
-            else:
-                charged[at][each] = True
-    return charged
+def op_memory(site: Site, candidate: Candidate, mesh: Mesh) -> OpMemory:
+    """What an op keeps for backward, and needs while it runs; without a rule, all that it reads."""
+    if site.call is None:
+        return OpMemory()
+    if site.rule is None:
+        return OpMemory(saves=tuple(range(len(site.inputs))))
+    return site.rule.memory_of(site.call, local_context(site, candidate, mesh, (0,) * mesh.ndim))

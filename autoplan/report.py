@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from autoplan.hints.pins import PinPrice
 from autoplan.plan import Collective, OperationRow, Plan, TensorRow
 from autoplan.units import seconds, size
 
@@ -25,46 +26,12 @@ def report(plan: Plan) -> str:
     _memory(console, plan)
     _certificate(console, plan)
     _operations_without_rule(console, plan)
-    for title, lines in (("hints", plan.hints), ("notes", plan.notes)):
-        if lines:
-            console.print(f"\n{title}")
-            for line in lines:
-                console.print(f"  {line}", markup=False, highlight=False)
+    _hints(console, plan.hints, plan.pins)
+    if plan.notes:
+        console.print("\nnotes")
+        for line in plan.notes:
+            console.print(f"  {line}", markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
-
-
-def explain(plan: Plan, path: str) -> str:
-    """One tensor's layout, and the strategies and collectives of the ops under its path.
-
-    Raises LayoutError, with the nearest path, for one that the plan does not know.
-    """
-    row = plan.tensor(path)
-    lines = [
-        f"{path} ({row.kind}, {row.dtype}{list(row.shape)})",
-        f"  layout {row.layout} on mesh {plan.mesh}: {list(row.local_shape)} on each rank at most",
-    ]
-    if row.use and row.use != row.layout:
-        lines.append(f"  a step reads it as {row.use}, boxed once in the prologue")
-    owner = path.rpartition(".")[0] if row.kind == "parameter" else path
-    operations = [each for each in plan.operations if _under(each.path, owner)]
-    if operations:
-        lines.append(f"  ops of {owner or 'the model'} (strategy: the index split on each axis)")
-    for each in operations:
-        times = f"{seconds(each.forward_s)} forward, {seconds(each.backward_s)} backward"
-        lines.append(f"    {each.key}: {each.choice} -> {each.layout}, {times}")
-    moved = [each for each in plan.collectives if _under(each.path, owner)]
-    total = sum(each.time_s for each in moved)
-    lines.append(f"  collectives: {seconds(total)} a step" if moved else "  collectives: none")
-    for one in moved:
-        lines.append(
-            f"    {one.count} x {one.kind} of {size(one.bytes)} on {one.axis}, {one.phase} "
-            f"{one.direction}, at {one.path}: {seconds(one.time_s)}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _under(path: str, owner: str) -> bool:
-    return not owner or path == owner or path.startswith(f"{owner}.")
 
 
 def _head(console: Console, plan: Plan) -> None:
@@ -83,15 +50,13 @@ def _head(console: Console, plan: Plan) -> None:
         table.add_column(column, justify="left" if not column else "right")
     limit = f"limit {size(plan.memory_limit_bytes)}"
     table.add_row("this plan", seconds(plan.step_time_s), size(plan.peak_memory_bytes), limit)
-    base = plan.baseline
-    if base.step_time_s is None or base.peak_memory_bytes is None:
-        table.add_row(base.name, "-", "-", base.note)
-    else:
-        ratio = (
-            f"{base.step_time_s / plan.step_time_s:.2f} x this plan's time"
-            if plan.step_time_s
-            else ""
-        )
+    for base in plan.baselines:
+        if base.step_time_s is None or base.peak_memory_bytes is None:
+            table.add_row(base.name, "-", "-", base.note)
+            continue
+        ratio = ""
+        if plan.step_time_s:
+            ratio = f"{base.step_time_s / plan.step_time_s:.2f} x this plan's time"
         if base.peak_memory_bytes > plan.memory_limit_bytes:
             ratio += ", does not fit in memory"
         table.add_row(base.name, seconds(base.step_time_s), size(base.peak_memory_bytes), ratio)
@@ -169,10 +134,14 @@ def _memory(console: Console, plan: Plan) -> None:
         (f"optimizer state ({plan.optimizer})", memory.optimizer),
         ("gathered parameters", memory.gathered),
         ("activations", memory.activations),
+        ("arguments and buffers", memory.inputs),
+        ("temporaries", memory.temporaries),
         ("total", memory.total),
     ):
         table.add_row(f"  {name}", size(value))
     console.print(table, markup=False, highlight=False)
+    if memory.moment:
+        console.print(f"  reached in {memory.moment}", markup=False, highlight=False)
 
 
 def _certificate(console: Console, plan: Plan) -> None:
@@ -180,17 +149,22 @@ def _certificate(console: Console, plan: Plan) -> None:
     what = {
         "optimal": "proven optimal" if proof.gap == 0.0 else "optimal but for the gap",
         "time limit": "best plan within the time limit",
-        "memory limit": "best plan found within the memory limit",
     }.get(proof.status, proof.status)
+    known = f"lower bound {seconds(proof.bound)}, gap {proof.gap:.3%}"
+    known = known if proof.bound else "no bound was computed"
     console.print(
         f"\ncertificate: {what} under this cost model; step time {seconds(proof.objective)}, "
-        f"lower bound {seconds(proof.bound)}, gap {proof.gap:.3%}",
+        f"{known}",
         highlight=False,
     )
-    folded = f", repeated blocks alike: {proof.num_classes} free" if proof.folding else ""
+    folded = ""
+    if proof.folding:
+        lost = seconds(proof.folding_s) if proof.folding_s else "nothing"
+        folded = f" ({proof.num_classes} with repeated blocks alike, which alone costs {lost})"
+    took = f"; solved in {seconds(proof.seconds)}" if proof.seconds else ""
     console.print(
-        f"  {proof.num_variables} variables{folded}; {proof.num_binaries} binaries in the ILP; "
-        f"solved in {seconds(proof.seconds)}",
+        f"  {proof.num_variables} variables{folded}; "
+        f"{proof.num_binaries} binaries in the ILP{took}",
         highlight=False,
     )
 
@@ -207,6 +181,31 @@ def _operations_without_rule(console: Console, plan: Plan) -> None:
         console.print(
             f"  {op}: {len(rows)} x, {seconds(time)} a step, {_places(rows)}", highlight=False
         )
+
+
+def _hints(console: Console, hints: Sequence[str], pins: Sequence[PinPrice]) -> None:
+    """What the plan was asked for; of each pin what a step would save without it alone."""
+    if not hints and not pins:
+        return
+    console.print("\nhints" + " (what a plan without one alone saves a step)" * bool(pins))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for justify in ("left", "right", "right"):
+        table.add_column(justify=justify, overflow="fold")
+    for pin in pins:
+        if pin.time_s is None or pin.memory_bytes is None:
+            table.add_row(f"  {pin.hint}", pin.note, "")
+        else:
+            saved = _signed(pin.time_s, seconds), _signed(pin.memory_bytes, size)
+            table.add_row(f"  {pin.hint}", *(("costs nothing", "") if pin.note else saved))
+    if pins:  # they hold every hint, and every scheme once
+        console.print(table, markup=False, highlight=False)
+        return
+    for line in hints:
+        console.print(f"  {line}", markup=False, highlight=False)
+
+
+def _signed(value: float, spell: Callable[[float], str]) -> str:
+    return f"-{spell(-value)}" if value < 0 else spell(value)
 
 
 def _places(rows: Sequence[OperationRow]) -> str:

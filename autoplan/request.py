@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from autoplan.cost_models import Cluster, load_cluster
-from autoplan.errors import ConfigError
+from autoplan.errors import ConfigError, HintError
 from autoplan.hints import Hint, HintValue
 from autoplan.parallel import MeshChoice, mesh_choices
 from autoplan.pricing import Setting
@@ -28,6 +28,7 @@ class Request:
     memory_bytes: int
     setting: Setting
     time_limit_s: float = 60.0
+    gap: float = 0.0
     local_inputs: bool = False
     whole_outputs: bool = False
     held: tuple[Hint, ...] = ()
@@ -45,6 +46,7 @@ def make_request(
     optimizer: str = "adamw",
     microbatches: int = 1,
     time_limit_s: float = 60.0,
+    gap: float = 0.0,
     local_inputs: bool = False,
     whole_outputs: bool = False,
 ) -> Request:
@@ -61,6 +63,15 @@ def make_request(
         raise ConfigError(
             f"time_limit_s must be a positive number of seconds, got {time_limit_s!r}."
         )
+    if isinstance(gap, bool) or not isinstance(gap, (int, float)) or not 0 <= gap < 1:
+        raise ConfigError(
+            f"gap is how far from the optimum a plan may be, from 0 to below 1, got {gap!r}."
+        )
+    if hints is not None and not isinstance(hints, Mapping):
+        raise HintError(
+            "hints is a dict of paths to layouts, such as {'lm_head.weight': 'S(0)'}, got "
+            f"{hints!r}."
+        )
     if not isinstance(optimizer, str):
         raise ConfigError(f"optimizer is a name such as 'adamw' or 'none', got {optimizer!r}.")
     meshes = mesh_choices(parallel, preset, devices)
@@ -72,8 +83,9 @@ def make_request(
         meshes,
         {} if hints is None else hints,
         int(limit),
-        Setting(training, optimizer, microbatches),
+        Setting(training, optimizer, microbatches, loaded.profile.device_type),
         time_limit_s,
+        gap,
         local_inputs,
         whole_outputs,
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from autoplan.capture import Captured
+from autoplan.hints import Hint
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.strategies.notation import Bound
@@ -65,6 +67,19 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """A wish of a soft hint on one site: what each candidate is charged for breaking it.
+
+    `penalty_s`: seconds, one for each candidate of the site, 0 for those that are as wished. They
+    belong into the objective, and are no part of a step's time.
+    """
+
+    site: int
+    penalty_s: tuple[float, ...]
+    hint: Hint
+
+
+@dataclass(frozen=True)
 class Annotated:
     """The captured graph on a mesh, with every site's candidates, in graph order."""
 
@@ -80,6 +95,12 @@ class Annotated:
     notes: tuple[str, ...] = ()
     updates: tuple[tuple[str, Source, TensorMeta], ...] = ()
     """Buffers that a call changes: path, and where the new value comes from."""
+    preferences: tuple[Preference, ...] = ()
+    """The wishes of soft hints, in the order of sites; several may concern one site."""
+
+    def penalty_s(self, choices: Sequence[int]) -> float:
+        """What `choices` are charged for breaking wishes: seconds that no step takes."""
+        return sum(each.penalty_s[choices[each.site]] for each in self.preferences)
 
     def index(self, name: str) -> int:
         return next(i for i, site in enumerate(self.sites) if site.name == name)
@@ -90,19 +111,32 @@ def results_of(captured: Captured, path: str) -> list[fx.Node]:
 
     New values of buffers go nowhere.
     """
+    return results_by_module(captured).get(path, [])
+
+
+def results_by_module(captured: Captured) -> dict[str, list[fx.Node]]:
+    """`results_of` every module that has any, found in one walk over the graph."""
     updates = set(captured.updated_buffers.values()) - set(captured.named_outputs.values())
+    results: dict[str, list[fx.Node]] = {}
+    for node in captured.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        within = _modules_around(node)
+        shared = len(within)  # modules that hold the node and all of its readers
+        for user in node.users:
+            if user.op != "output" or node not in updates:
+                around = _modules_around(user)
+                while within[:shared] != around[:shared]:
+                    shared -= 1
+        for path in within[shared:]:
+            results.setdefault(path, []).append(node)
+    return results
 
-    def inside(node: fx.Node) -> bool:
-        at = str(node.meta.get("path", ""))
-        return node.op == "call_function" and (at == path or at.startswith(f"{path}."))
 
-    return [
-        node
-        for node in captured.graph.nodes
-        if inside(node)
-        and isinstance(node.meta.get("val"), torch.Tensor)
-        and any(not inside(u) for u in node.users if u.op != "output" or node not in updates)
-    ]
+def _modules_around(node: fx.Node) -> list[str]:
+    """Paths of the modules that the node is in, outermost first."""
+    path = str(node.meta.get("path", "")) if node.op == "call_function" else ""
+    return list(accumulate(path.split("."), "{}.{}".format)) if path else []
 
 
 def tensor_of(node: fx.Node) -> tuple[str, int]:

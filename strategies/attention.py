@@ -17,7 +17,7 @@ import torch
 from autoplan.errors import RuleError
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.notation import Bound, bind, parse
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.rule import OpCall, OpMemory, Rule
 
 
 def _mask_given(call: OpCall) -> bool:
@@ -144,6 +144,48 @@ def _dropout_attention(
     return weights @ v
 
 
+def _memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """A fused kernel keeps its operands, its result and one number a row (Dao 2023, section 3.1).
+
+    Where there is none, the probabilities are kept, and scaled copies of the operands; with
+    dropout the flags too, and the probabilities that remain.
+    """
+    q, k, v, out = *(context.input_meta(i) for i in range(3)), context.output_meta()
+    rows, mask = q.numel // max(q.shape[-1], 1), call.inputs[3:]
+    flags = context.input_meta(3).numel if mask and mask[0].dtype == torch.bool else 0
+    # A mask of flags becomes one of numbers, except in our own program.
+    as_numbers = flags * q.itemsize
+    if _is_fused(call):
+        saves = (*plain.saves, 3) if mask and not flags else plain.saves
+        return OpMemory(saves, kept=rows * max(q.itemsize, 4) + as_numbers)
+    scores = rows * k.shape[-2] * q.itemsize
+    repeats = rows * k.shape[-2] // max(q.shape[-2] * k.numel // max(k.shape[-1], 1), 1)
+    keys, values = max(repeats, 1) * k.num_bytes, max(repeats, 1) * v.num_bytes
+    if call.argument(4, "dropout_p", 0.0):
+        return OpMemory(
+            (3,) if flags else (),
+            kept=q.num_bytes + keys + values + 2 * scores + scores // q.itemsize,
+            backward=max(0, scores - keys - values),
+        )
+    copied = repeats > 1
+    # The gradient of the scores is that of a mask that is learned.
+    learned = context.input_meta(3).num_bytes if mask and mask[0].requires_grad else 0
+    return OpMemory(
+        () if copied else (2,),
+        kept=q.num_bytes + keys + scores + (values if copied else 0),
+        forward=max(0, scores - out.num_bytes) + as_numbers + (keys if copied else 0),
+        backward=max(0, scores - learned),
+    )
+
+
+def _is_fused(call: OpCall) -> bool:
+    """Whether torch has one kernel for it: no dropout, heads of one width, a mask not learned."""
+    widths = {shape[-1] for shape in call.input_shapes[:3]}
+    learned = any(meta.requires_grad for meta in call.inputs[3:])
+    batched = len(call.inputs[0].shape) == 4
+    return batched and len(widths) == 1 and not learned and not call.argument(4, "dropout_p", 0.0)
+
+
 def _fits(call: OpCall) -> Bound | None:
     ndims = {len(shape) for shape in call.input_shapes[:3]}
     if 2 in ndims and len(ndims) > 1:
@@ -159,6 +201,7 @@ RULES: dict[str, Rule] = {
         _fits,
         kind="attention",
         saves=(0, 1, 2, "output"),
+        memory=_memory,
         flops=_flops,
         together={"h": ("g", "h")},
         permits=_groups_outermost,

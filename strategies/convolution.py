@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.notation import Bound, bind, parse
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.rule import OpCall, OpMemory, Rule
 
 _FIRST = (frozenset({0}),)
 _CHANNELS = frozenset({"c", "o", "g"})
@@ -101,9 +102,39 @@ def _convolution_flops(call: OpCall) -> float:
 
 
 def _saved_factors(call: OpCall) -> tuple[int | str, ...]:
-    """Each factor is kept for the gradient of the other one."""
-    x, weight = call.inputs[:2]
-    return (*((0,) if weight.requires_grad else ()), *((1,) if x.requires_grad else ()))
+    """One formula for all gradients: it keeps both factors."""
+    return (0, 1)
+
+
+def _padded(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """ "same" with a window of even size pads one side more: then a padded copy is kept."""
+    window = call.inputs[1].shape[2:]
+    dilation = call.argument(5, "dilation", 1)
+    steps = dilation if isinstance(dilation, (list, tuple)) else [dilation] * len(window)
+    steps = list(steps) * (len(window) // len(steps))
+    added = [step * (size - 1) for step, size in zip(steps, window, strict=True)]
+    if call.argument(4, "padding", "valid") != "same" or all(n % 2 == 0 for n in added):
+        return plain
+    x = context.input_meta(0)
+    space = (n + more % 2 for n, more in zip(x.shape[-len(window) :], added, strict=True))
+    copy = math.prod((*x.shape[: -len(window)], *space)) * x.itemsize
+    return replace(plain, saves=(1,), kept=copy, backward=copy - x.num_bytes)
+
+
+def _places(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Where each largest element was, of eight bytes; an output of its own in some ops."""
+    return replace(plain, kept=0 if len(call.outputs) > 1 else 8 * context.output_meta().numel)
+
+
+def _pooled(call: OpCall) -> tuple[int | str, ...]:
+    """Into one element it is a plain mean."""
+    sizes = call.argument(1, "output_size")
+    one = call.op == "aten.adaptive_avg_pool2d.default" and set(sizes) == {1}
+    return () if one else (0,)
+
+
+def _extremes(call: OpCall) -> tuple[int | str, ...]:
+    return (0, "output") if len(call.outputs) > 1 else (0,)
 
 
 _CONVOLUTION = Rule(
@@ -187,7 +218,7 @@ def _local_affine_grid(context: LocalContext, theta: Any, size: Any, *args: Any)
     return context.target(theta, [stop - start, *size[1:]], *args)
 
 
-_EXTREME = Rule(_each_channel, saves=(0, "output"), needs_rows=_CHANNELS)
+_EXTREME = Rule(_each_channel, saves=_extremes, memory=_places, needs_rows=_CHANNELS)
 _AVERAGE = Rule(_each_channel, partial=_FIRST, saves=(0,), needs_rows=_CHANNELS)
 _RESIZE = Rule(_each_channel, partial=_FIRST, needs_rows=_CHANNELS)
 _COLUMNS = Rule(_windows, partial=_FIRST)
@@ -199,7 +230,8 @@ _RESIZES = (
 )
 
 RULES: dict[str, Rule] = {
-    **{f"aten.conv{n}d.{kind}": _CONVOLUTION for n in (1, 2, 3) for kind in ("default", "padding")},
+    **{f"aten.conv{n}d.default": _CONVOLUTION for n in (1, 2, 3)},
+    **{f"aten.conv{n}d.padding": replace(_CONVOLUTION, memory=_padded) for n in (1, 2, 3)},
     "aten.conv_transpose1d.default": _CONVOLUTION,
     "aten.conv_transpose2d.input": _CONVOLUTION,
     "aten.conv_transpose3d.input": _CONVOLUTION,
@@ -208,7 +240,7 @@ RULES: dict[str, Rule] = {
     **{f"aten.max_pool{n}d_with_indices.default": _EXTREME for n in (1, 2, 3)},
     **{f"aten.adaptive_max_pool{n}d.default": _EXTREME for n in (1, 2, 3)},
     **{f"aten.avg_pool{n}d.default": _AVERAGE for n in (1, 2, 3)},
-    **{f"aten.adaptive_avg_pool{n}d.default": _AVERAGE for n in (1, 2, 3)},
+    **{f"aten.adaptive_avg_pool{n}d.default": replace(_AVERAGE, saves=_pooled) for n in (1, 2, 3)},
     **{
         f"aten.max_unpool{n}d.default": Rule(
             _each_channel, partial=_FIRST, saves=(1,), needs_rows=_CHANNELS

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autoplan.strategies.local import LocalContext
+from autoplan.strategies.memory import passing
 from autoplan.strategies.notation import Bound, numbered
-from autoplan.strategies.rule import OpCall, Rule, all_together
+from autoplan.strategies.rule import OpCall, OpMemory, Rule, all_together
 
 _LINEAR = (frozenset({0}),)
 
@@ -104,6 +106,11 @@ def _pad_is_linear(call: OpCall) -> tuple[frozenset[int], ...]:
     position = 2 if "constant_pad" in call.op else 3
     number = _pad_mode(call) == "constant" and call.argument(position, "value", 0.0)
     return () if number else _LINEAR
+
+
+def _pad_saves(call: OpCall) -> tuple[int | str, ...]:
+    """Copied edges need the tensor's shape, which the kernels read off the tensor."""
+    return (0,) if _pad_mode(call) in ("reflect", "replicate") else ()
 
 
 def _local_pad(context: LocalContext, x: Any, pad: Any, *args: Any, **kwargs: Any) -> Any:
@@ -244,9 +251,17 @@ def _diag_embed(call: OpCall) -> str:
     return f"{' '.join(names)} [k] -> {' '.join(after)}"
 
 
-_CAT = Rule(_cat, partial=all_together)
-_STACKS = Rule(_stacks, partial=all_together)
-_PAD = Rule(_pad, partial=_pad_is_linear, program=_local_pad)
+def _rows_repeated(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The number of the row that each row of the result repeats, and the gradient's sum of them."""
+    dim = call.argument(2, "dim")
+    out = context.output_meta()
+    rows = out.numel if dim is None else out.shape[int(dim) % max(len(out.shape), 1)]
+    return replace(plain, kept=8 * rows, backward=context.input_meta(0).num_bytes)
+
+
+_CAT = Rule(_cat, partial=all_together, memory=passing)
+_STACKS = Rule(_stacks, partial=all_together, memory=passing)
+_PAD = Rule(_pad, partial=_pad_is_linear, saves=_pad_saves, program=_local_pad)
 _REPEAT = Rule(_repeat, partial=_LINEAR, program=_local_repeat)
 _TURN = Rule(_turn, partial=_LINEAR)
 _TRIANGLE = Rule("*b i j -> *b i j", partial=_LINEAR, program=_triangle)
@@ -259,7 +274,7 @@ RULES: dict[str, Rule] = {
     "aten.vstack.default": _STACKS,
     "aten.dstack.default": _STACKS,
     "aten.column_stack.default": _STACKS,
-    "aten.stack.default": Rule(_stack, partial=all_together),
+    "aten.stack.default": Rule(_stack, partial=all_together, memory=passing),
     "aten.slice_scatter.default": Rule(_slice_scatter, partial=all_together),
     "aten.select_scatter.default": Rule(_select_scatter, partial=all_together),
     "aten.diagonal_scatter.default": Rule(_diagonal_scatter, partial=all_together),
@@ -270,7 +285,9 @@ RULES: dict[str, Rule] = {
     "aten.repeat_interleave.self_int": Rule(
         _repeat_interleave, partial=_LINEAR, program=_local_repeat_interleave
     ),
-    "aten.repeat_interleave.self_Tensor": Rule(_repeat_each, partial=_LINEAR, saves=(1,)),
+    "aten.repeat_interleave.self_Tensor": Rule(
+        _repeat_each, partial=_LINEAR, memory=_rows_repeated
+    ),
     "aten.roll.default": _TURN,
     "aten.flip.default": _TURN,
     "aten.fliplr.default": _TURN,

@@ -13,7 +13,8 @@ so that ranks which hold some classes each need three sums over all of them, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from autoplan.boxing import Step
 from autoplan.layouts import B, P
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.loss import MEAN, NONE, SUM
-from autoplan.strategies.rule import InnerCollective, OpCall, Rule
+from autoplan.strategies.rule import InnerCollective, OpCall, OpMemory, Rule
 
 
 def _reduction(call: OpCall) -> int:
@@ -275,12 +276,49 @@ def _inner(call: OpCall, context: LocalContext) -> Iterator[InnerCollective]:
             yield InnerCollective("all_reduce", itemsize, axis)
 
 
+def _memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The logarithms of all probabilities are kept, and no logits.
+
+    Of split classes: shifted logits, their powers, and each row's place and two flags.
+    """
+    logits = context.input_meta(0)
+    size = logits.num_bytes
+    rows = math.prod(_local_rows(context))
+    if not context.axes("c"):
+        smooth, soft = bool(call.argument(5, "label_smoothing", 0.0)), _has_probabilities(call)
+        if soft and smooth:  # another target, that only the op has
+            forward = size * (len(call.inputs) - 1)
+            return OpMemory(plain.saves[1:], kept=2 * size, forward=forward, backward=size)
+        weighted = len(call.inputs) == 3
+        forward = size * (soft + (weighted and (soft or smooth)))
+        backward = size * (2 if smooth and weighted else 1)
+        return replace(plain, kept=size, forward=forward, backward=backward)
+    wide = logits.numel * _computation_dtype(call).itemsize
+    saves = plain.saves[1:] if not _has_probabilities(call) else plain.saves
+    kept = 2 * wide + rows * (8 + 3 + 4 * _computation_dtype(call).itemsize)
+    return OpMemory(saves, kept=kept, forward=wide - size, backward=2 * wide - size)
+
+
+def _nll_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Split classes pick by place; the gradient is zeros, and a copy of them."""
+    if not context.axes("c"):
+        return plain
+    rows = math.prod(_local_rows(context))
+    return replace(plain, kept=rows * 11, backward=context.input_meta(0).num_bytes)
+
+
+def _saves(first: int) -> Callable[[OpCall], tuple[int | str, ...]]:
+    """Everything from an operand on."""
+    return lambda call: tuple(range(first, len(call.inputs)))
+
+
 RULES: dict[str, Rule] = {
     "aten.cross_entropy_loss.default": Rule(
         _terms,
         sums=True,
         completes=frozenset({"c"}),
-        saves=(0, 1),
+        saves=_saves(1),
+        memory=_memory,
         program=_local_cross_entropy,
         inner=_inner,
     ),
@@ -288,7 +326,8 @@ RULES: dict[str, Rule] = {
         _terms,
         sums=True,
         partial=(frozenset({0}),),
-        saves=(1,),
+        saves=_saves(0),
+        memory=_nll_memory,
         program=_local_nll,
         inner=_inner,
     ),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import OpCall, Rule, any_one
+from autoplan.strategies.memory import pointwise, result_bytes, scaled
+from autoplan.strategies.rule import OpCall, OpMemory, Rule, any_one
 
 Saves = tuple[int | str, ...]
 
@@ -60,6 +62,33 @@ def _inputs_and_output(call: OpCall) -> Saves:
     return (*range(len(call.inputs)), "output")
 
 
+def _difference(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The gradient passes to what is taken from; the other one's is its negative."""
+    first = 1 if call.op.startswith("aten.rsub") else 0
+    found = pointwise(passes=True)(call, context, plain)
+    other = call.inputs[1 - first] if len(call.inputs) == 2 else None
+    times = 0
+    if other is not None and other.requires_grad:
+        times = 1 if other.shape == call.outputs[0].shape else 2
+    return replace(
+        found,
+        backward=times * result_bytes(call, context),
+        passes=tuple(i for i in found.passes if i == first),
+    )
+
+
+def _quotient_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The divisor's gradient is `-g a / b / b`, step by step."""
+    divides = len(call.inputs) == 2 and call.inputs[1].requires_grad
+    return pointwise(2 if divides else 0)(call, context, plain)
+
+
+def _same_type(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """A cast to the type that the tensor has returns it as it is."""
+    same = call.inputs[0].dtype == call.outputs[0].dtype
+    return replace(plain, passes=(0,) if same and call.inputs[0].requires_grad else ())
+
+
 def _widening(call: OpCall) -> tuple[frozenset[int], ...]:
     """A cast is linear where it does not round addends before they are summed."""
     source, target = call.inputs[0].dtype, call.outputs[0].dtype
@@ -99,26 +128,25 @@ def _prelu(call: OpCall) -> str:
     return "n c *d, c -> n c *d"
 
 
-_NONLINEAR = Rule(_pointwise, saves=_all_inputs)
-_FROM_OUTPUT = Rule(_pointwise, saves=("output",))
-_POWER = Rule(_pointwise, saves=_inputs_and_output)
 _CONSTANT = Rule(_pointwise)
-_ADDITIVE = Rule(_pointwise, partial=_additive)
-_LINEAR = Rule(_pointwise, partial=(frozenset({0}),))
-_PRODUCT = Rule(_pointwise, partial=any_one, saves=_factors)
-_QUOTIENT = Rule(_pointwise, partial=_unrounded, saves=_quotient)
+_PASSING = Rule(_pointwise, memory=pointwise(passes=True))
+_ADDITIVE = Rule(_pointwise, partial=_additive, memory=pointwise(passes=True))
+_DIFFERENCE = Rule(_pointwise, partial=_additive, memory=_difference)
+_LINEAR = Rule(_pointwise, partial=(frozenset({0}),), memory=pointwise())
+_PRODUCT = Rule(_pointwise, partial=any_one, saves=_factors, memory=pointwise())
+_QUOTIENT = Rule(_pointwise, partial=_unrounded, saves=_quotient, memory=_quotient_memory)
 
 _SAVES_INPUTS = (
     "gelu.default silu.default relu6.default hardtanh.default hardswish.default mish.default "
     "hardsigmoid.default celu.default selu.default elu.default leaky_relu.default "
     "threshold.default hardshrink.default softshrink.default softplus.default "
-    "log_sigmoid.default pow.Tensor_Scalar float_power.Tensor_Scalar square.default "
+    "pow.Tensor_Scalar float_power.Tensor_Scalar square.default "
     "abs.default log.default log1p.default log2.default log10.default logit.default "
     "sin.default cos.default sinh.default cosh.default asin.default acos.default atan.default "
     "asinh.default acosh.default atanh.default sinc.default erf.default erfc.default "
     "erfinv.default lgamma.default digamma.default polygamma.default mvlgamma.default "
     "i0.default "
-    "special_entr.default special_ndtr.default "
+    "special_entr.default "
     "nan_to_num.default angle.default "
     "clamp.default clamp.Tensor clamp_min.default clamp_min.Tensor clamp_max.default "
     "clamp_max.Tensor maximum.default minimum.default "
@@ -136,6 +164,32 @@ _SAVES_BOTH = (
     "sgn.default special_i0e.default special_i1.default special_i1e.default "
     "special_erfcx.default special_log_ndtr.default"
 )
+_TEMPORARIES: dict[float, str] = {
+    1: (
+        "pow.Scalar float_power.Scalar copysign.Tensor copysign.Scalar exp2.default expm1.default "
+        "abs.default sin.default sinh.default cosh.default i0.default polygamma.default "
+        "xlogy.Scalar_Self log1p.default log2.default log10.default sqrt.default lgamma.default "
+        "digamma.default maximum.default minimum.default max.other min.other fmax.default "
+        "fmin.default"
+    ),
+    2: (
+        "reciprocal.default square.default cos.default tan.default atan.default "
+        "pow.Tensor_Scalar float_power.Tensor_Scalar rsqrt.default remainder.Tensor fmod.Tensor"
+    ),
+    3: (
+        "asinh.default special_erfcx.default mvlgamma.default special_entr.default atanh.default "
+        "acosh.default"
+    ),
+    4: (
+        "erf.default erfc.default special_i0e.default asin.default erfinv.default "
+        "special_ndtri.default special_i1.default pow.Tensor_Tensor float_power.Tensor_Tensor"
+    ),
+    5: "acos.default",
+    6: "special_log_ndtr.default special_i1e.default",
+    7: "sinc.default",
+}
+"""Tensors of the result's size that a gradient formula holds at once, beside its result."""
+
 _WITHOUT_GRADIENT = (
     "eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar gt.Tensor "
     "gt.Scalar ge.Tensor ge.Scalar isnan.default isinf.default isfinite.default "
@@ -191,16 +245,28 @@ _ALIASES = {
 }
 """Other names of ops, which the captured graph keeps as the model called them."""
 
+_BACKWARD = {name: held for held, names in _TEMPORARIES.items() for name in names.split()}
+
+
+def _nonlinear(names: str, saves: Saves | Callable[[OpCall], Saves]) -> dict[str, Rule]:
+    return {
+        f"aten.{name}": Rule(_pointwise, saves=saves, memory=pointwise(_BACKWARD.get(name, 0.0)))
+        for name in names.split()
+    }
+
+
 _NAMED: dict[str, Rule] = {
-    **{f"aten.{name}": _NONLINEAR for name in _SAVES_INPUTS.split()},
-    **{f"aten.{name}": _FROM_OUTPUT for name in _SAVES_OUTPUT.split()},
-    **{f"aten.{name}": _POWER for name in _SAVES_BOTH.split()},
+    **_nonlinear(_SAVES_INPUTS, _all_inputs),
+    **_nonlinear(_SAVES_OUTPUT, ("output",)),
+    **_nonlinear(_SAVES_BOTH, _inputs_and_output),
     **{f"aten.{name}": _CONSTANT for name in _WITHOUT_GRADIENT.split()},
+    "aten.special_ndtr.default": Rule(_pointwise, memory=scaled(kept=1, forward=2, backward=5)),
+    "aten.log_sigmoid.default": Rule(_pointwise, saves=(0,), memory=scaled(kept=1)),
     "aten.add.Tensor": _ADDITIVE,
-    "aten.sub.Tensor": _ADDITIVE,
-    "aten.rsub.Tensor": _ADDITIVE,
-    "aten.add.Scalar": _CONSTANT,
-    "aten.sub.Scalar": _CONSTANT,
+    "aten.sub.Tensor": _DIFFERENCE,
+    "aten.rsub.Tensor": _DIFFERENCE,
+    "aten.add.Scalar": _PASSING,
+    "aten.sub.Scalar": _PASSING,
     "aten.rsub.Scalar": _CONSTANT,
     "aten.neg.default": _LINEAR,
     "aten.positive.default": _LINEAR,
@@ -209,22 +275,30 @@ _NAMED: dict[str, Rule] = {
     "aten.mul.Scalar": _LINEAR,
     "aten.div.Scalar": _LINEAR,
     "aten.mul.Tensor": _PRODUCT,
-    "aten.div.Tensor": Rule(_pointwise, partial=(frozenset({0}),), saves=_quotient),
+    "aten.div.Tensor": Rule(
+        _pointwise, partial=(frozenset({0}),), saves=_quotient, memory=_quotient_memory
+    ),
     "aten.div.Tensor_mode": _QUOTIENT,
     "aten.addcmul.default": Rule(
         _pointwise, partial=(frozenset({0, 1}), frozenset({0, 2})), saves=(1, 2)
     ),
     "aten.addcdiv.default": Rule(_pointwise, partial=(frozenset({0, 1}),), saves=(1, 2)),
-    "aten.where.self": Rule(_pointwise, partial=(frozenset({1, 2}),), saves=(0,)),
+    "aten.where.self": Rule(
+        _pointwise, partial=(frozenset({1, 2}),), saves=(0,), memory=pointwise()
+    ),
     "aten.where.ScalarOther": Rule(_pointwise, partial=_unless_filled(2, "other"), saves=(0,)),
     "aten.where.ScalarSelf": Rule(_pointwise, partial=_unless_filled(1, "self"), saves=(0,)),
     "aten.masked_fill.Scalar": Rule(_pointwise, partial=_unless_filled(2, "value"), saves=(1,)),
-    "aten.masked_fill.Tensor": Rule(_pointwise, partial=(frozenset({0, 2}),), saves=(1,)),
-    "aten.to.dtype": Rule(_pointwise, partial=_widening),
-    "aten.to.device": Rule(_pointwise, partial=_widening, program=_cast),
-    "aten._to_copy.default": Rule(_pointwise, partial=_widening),
+    "aten.masked_fill.Tensor": Rule(
+        _pointwise, partial=(frozenset({0, 2}),), saves=(1,), memory=pointwise()
+    ),
+    "aten.to.dtype": Rule(_pointwise, partial=_widening, memory=_same_type),
+    "aten.to.device": Rule(_pointwise, partial=_widening, program=_cast, memory=_same_type),
+    "aten._to_copy.default": Rule(_pointwise, partial=_widening, memory=_same_type),
     "aten.type_as.default": Rule(_type_as, partial=_widening),
-    "aten.clone.default": _LINEAR,
+    "aten.clone.default": Rule(
+        _pointwise, partial=(frozenset({0}),), memory=pointwise(passes=True)
+    ),
     "aten.detach.default": Rule(_pointwise, kind="free"),
     "aten.empty_like.default": Rule(_pointwise, program=_zeros),
     "aten.copysign.Tensor": Rule(_pointwise, saves=(0, "output")),

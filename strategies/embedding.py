@@ -8,7 +8,8 @@ import torch
 
 from autoplan.layouts import local_ranges
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.memory import result_bytes
+from autoplan.strategies.rule import OpCall, OpMemory, Rule
 
 
 def _embedding(call: OpCall) -> str | None:
@@ -43,6 +44,14 @@ def _some_rank_holds_none(context: LocalContext) -> bool:
     return start == stop
 
 
+def _memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Of a split vocabulary: local numbers of rows, flags of foreign ones, rows to be zeroed."""
+    if not context.axes("v"):
+        return plain
+    ids, size = context.input_meta(1), result_bytes(call, context)
+    return OpMemory((), kept=ids.num_bytes + ids.numel, forward=size, backward=size)
+
+
 def _flops(call: OpCall) -> float:
     return 0.0
 
@@ -53,6 +62,7 @@ RULES: dict[str, Rule] = {
         sums=True,
         partial=(frozenset({0}),),
         saves=(1,),
+        memory=_memory,
         program=_vocabulary_parallel,
         flops=_flops,
     ),

@@ -149,7 +149,10 @@ _RULE = Rule(
 RULES: dict[str, Rule] = {
     # A launch over no experts has no blocks, which CUDA refuses.
     "aten._grouped_mm.default": replace(
-        _RULE, notation=_grouped_in_vectors, needs_rows=frozenset({"e", "te"})
+        _RULE,
+        notation=_grouped_in_vectors,
+        saves=(0, 1, 2),
+        needs_rows=frozenset({"e", "te"}),
     ),
     "transformers.grouped_mm_fallback.default": _RULE,
 }

@@ -37,7 +37,12 @@ def _short_time(call: OpCall) -> str | None:
     return f"{names} {signal}{window} -> {names} {parts}"
 
 
-_TRANSFORM = Rule(_transform, partial=_LINEAR, needs_rows=True)
+def _saves(call: OpCall) -> tuple[int | str, ...]:
+    """Real signals are kept, if only for their shape."""
+    return () if call.inputs[0].dtype.is_complex or "shift" in call.op else (0,)
+
+
+_TRANSFORM = Rule(_transform, partial=_LINEAR, saves=_saves, needs_rows=True)
 _SHORT_TIME = Rule(_short_time, partial=_LINEAR, saves=(1,), needs_rows=True)
 
 _TRANSFORMS = [

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import Arg, OpCall, Rule
+from autoplan.strategies.memory import Memory
+from autoplan.strategies.rule import Arg, OpCall, OpMemory, Rule
 
 _LINEAR = (frozenset({0}),)
 
@@ -238,23 +240,44 @@ def _local_masked_scatter(context: LocalContext, x: Any, mask: Any, source: Any)
     return torch.where(mask, torch.take(source, place), x)
 
 
-def _looked_up(notation: Callable[[OpCall], str | None], program: Callable[..., Any]) -> Rule:
-    """Only the index tensors are kept for backward."""
+def _table_bytes(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The gradient is gathered in zeros of the table's size, and copied once."""
+    return replace(plain, backward=context.input_meta(0).num_bytes)
+
+
+def _along(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Numbers of elements are broadcast first, or all flattened."""
+    found = _table_bytes(call, context, plain)
+    if call.argument(2, "dim") is None:
+        return found
+    return replace(found, saves=(0,), kept=8 * context.output_meta().numel)
+
+
+def _looked_up(
+    notation: Callable[[OpCall], str | None],
+    program: Callable[..., Any],
+    first: int = 0,
+    memory: Memory | None = _table_bytes,
+) -> Rule:
+    """Kept are the index tensors; by most formulas also the table, if only for its shape."""
     return Rule(
         notation,
         sums=True,
         partial=_LINEAR,
-        saves=lambda call: tuple(range(1, len(call.inputs))),
+        saves=lambda call: tuple(range(first, len(call.inputs))),
+        memory=memory,
         program=program,
         flops=lambda call: 0.0,
     )
 
 
 RULES: dict[str, Rule] = {
-    "aten.index.Tensor": _looked_up(_index, _local_index),
-    "aten.index_select.default": _looked_up(_index_select, _local_index_select),
+    "aten.index.Tensor": _looked_up(_index, _local_index, 1, None),
+    "aten.index_select.default": _looked_up(_index_select, _local_index_select, 1),
     "aten.gather.default": _looked_up(_gather, _local_gather),
-    "aten.take_along_dim.default": _looked_up(_take_along_dim, _local_take_along_dim),
+    "aten.take_along_dim.default": _looked_up(
+        _take_along_dim, _local_take_along_dim, memory=_along
+    ),
     "aten.take.default": _looked_up(_take, _local_take),
     "aten.one_hot.default": Rule("*b -> *b c", program=_one_hot),
     "aten.masked_scatter.default": Rule(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from autoplan.strategies.rule import OpCall, Rule
+import math
+from dataclasses import replace
+
+from autoplan.strategies.local import LocalContext
+from autoplan.strategies.rule import OpCall, OpMemory, Rule
 
 
 def _matrices(call: OpCall) -> str | None:
@@ -19,20 +23,34 @@ def _matrices(call: OpCall) -> str | None:
     return f"{', '.join(inputs)} -> {', '.join(outputs)}"
 
 
+def _factors(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Triangular factors and the order of rows, which no output shows."""
+    x = context.input_meta(0)
+    rows = math.prod(x.shape[:-1])
+    return replace(plain, kept=x.num_bytes + 4 * rows, backward=x.num_bytes)
+
+
 _MATRICES = Rule(_matrices, saves=("output",))
+_WITH_FACTORS = Rule(_matrices, saves=(0, "output"), memory=_factors)
+_ROOTS = Rule(_matrices, saves=(0, "output"))
+_POWERS = Rule(_matrices, saves=(0,))
 _SOLUTION = Rule(_matrices, partial=(frozenset({1}),), saves=(0, "output"))
 
 _DECOMPOSITIONS = (
-    "linalg_inv linalg_inv_ex inverse det linalg_det logdet slogdet linalg_slogdet cholesky "
-    "linalg_cholesky linalg_cholesky_ex linalg_qr linalg_svd linalg_svdvals linalg_eigh "
-    "linalg_eigvalsh pinverse matrix_power linalg_matrix_power matrix_exp "
-    "linalg_matrix_exp"
+    "linalg_inv linalg_inv_ex inverse cholesky linalg_cholesky linalg_cholesky_ex linalg_qr "
+    "linalg_svd linalg_svdvals linalg_eigh linalg_eigvalsh"
 )
 
 RULES: dict[str, Rule] = {
     **{f"aten.{name}.default": _MATRICES for name in _DECOMPOSITIONS.split()},
-    "aten.linalg_pinv.atol_rtol_float": _MATRICES,
-    "aten.linalg_pinv.atol_rtol_tensor": _MATRICES,
+    **{f"aten.{n}.default": _WITH_FACTORS for n in ("det", "linalg_det", "slogdet")},
+    "aten.linalg_slogdet.default": _WITH_FACTORS,
+    "aten.logdet.default": replace(_WITH_FACTORS, saves=(0,)),
+    **{f"aten.{n}.default": _POWERS for n in ("matrix_power", "linalg_matrix_power")},
+    **{f"aten.{n}.default": _POWERS for n in ("matrix_exp", "linalg_matrix_exp")},
+    "aten.pinverse.default": _ROOTS,
+    "aten.linalg_pinv.atol_rtol_float": _ROOTS,
+    "aten.linalg_pinv.atol_rtol_tensor": _ROOTS,
     "aten.linalg_solve.default": _SOLUTION,
     "aten.linalg_solve_triangular.default": _SOLUTION,
 }

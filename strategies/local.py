@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoplan.boxing import Step
 from autoplan.layouts import Layout, local_ranges
 from autoplan.mesh import Mesh
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.rule import OpCall, Rule, TensorMeta
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -51,6 +51,17 @@ class LocalContext:
     def output_shape(self, position: int = 0) -> tuple[int, ...]:
         """Shape of this rank's shard of an output."""
         return tuple(stop - start for start, stop in self.output_ranges(position))
+
+    def input_meta(self, position: int) -> TensorMeta:
+        """This rank's shard of a tensor input."""
+        return self._shard(self.call.inputs[position], self.input_ranges(position))
+
+    def output_meta(self, position: int = 0) -> TensorMeta:
+        """This rank's shard of an output."""
+        return self._shard(self.call.outputs[position], self.output_ranges(position))
+
+    def _shard(self, meta: TensorMeta, ranges: Ranges) -> TensorMeta:
+        return replace(meta, shape=tuple(stop - start for start, stop in ranges))
 
     def box(self, x: Any, step: Step) -> Any:
         """One boxing step inside the program, as emitted code writes it."""

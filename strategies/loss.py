@@ -16,7 +16,7 @@ NONE, MEAN, SUM = 0, 1, 2
 """The `reduction` argument of ATen's losses."""
 
 
-def loss(terms: Sequence[str], position: int, saves: tuple[int | str, ...] = (0, 1)) -> Rule:
+def loss(terms: Sequence[str], position: int, saves: tuple[int | str, ...] = (0, 1, 2)) -> Rule:
     """The rule of a loss whose inputs are `terms`, the first of a call's optional ones.
 
     The rows, `*n`, are what a mean averages. `position` is that of the `reduction` argument.

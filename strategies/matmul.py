@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from autoplan.strategies.rule import OpCall, Rule, any_one
+from autoplan.strategies.local import LocalContext
+from autoplan.strategies.rule import OpCall, OpMemory, Rule, any_one
 
 _FIRST = (frozenset({0}),)
 
@@ -145,6 +147,34 @@ def _einsum_flops(call: OpCall) -> float:
     return total
 
 
+def _linear_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The gradient of the weight is a transposed view, which a parameter takes a copy of."""
+    size = context.input_meta(1).num_bytes if call.inputs[1].requires_grad else 0
+    return replace(plain, backward=size)
+
+
+def _matmul_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """An operand of fewer matrices than the result is copied for each of them, and that is kept.
+
+    So is one that a vector stands before: it is turned first.
+    """
+    result = context.output_meta()
+    vector = len(call.inputs[0].shape) == 1
+    saves, kept, summed = list(plain.saves), 0, 0
+    for i in (0, 1):
+        shape = context.input_meta(i).shape
+        if i not in saves or len(shape) < 3 or len(call.inputs[1 - i].shape) == 2:
+            continue
+        size = context.input_meta(i).num_bytes
+        batch = math.prod(shape[:-2])
+        whole = batch if vector else math.prod(result.shape[:-2])
+        if vector or whole > batch:
+            saves.remove(i)
+            kept += size * whole // max(batch, 1)
+            summed += size * whole // max(batch, 1) - size
+    return replace(plain, saves=tuple(saves), kept=kept, backward=summed)
+
+
 # -- rules ----------------------------------------------------------------------------------
 
 
@@ -175,13 +205,13 @@ def _addition(*dims: str, **more: Any) -> Rule:
     return _contraction(_with_addend(*dims), partial=(frozenset({1}),), **more)
 
 
-_MATMUL = _contraction(_matmul)
+_MATMUL = _contraction(_matmul, memory=_matmul_memory)
 _VECTORS = _contraction("k, k -> ")
 _OUTER = _contraction("i, j -> i j", partial=any_one)
 _CHAIN = _contraction(_chain, partial=any_one, flops=_chain_flops)
 
 RULES: dict[str, Rule] = {
-    "aten.linear.default": _contraction(_linear),
+    "aten.linear.default": _contraction(_linear, memory=_linear_memory),
     "aten.matmul.default": _MATMUL,
     "aten.linalg_matmul.default": _MATMUL,
     "aten.mm.default": _contraction("i k, k j -> i j"),

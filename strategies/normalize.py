@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from autoplan.strategies.across_ranks import (
     widened,
 )
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import InnerCollective, OpCall, Rule
+from autoplan.strategies.memory import result_bytes
+from autoplan.strategies.rule import InnerCollective, OpCall, OpMemory, Rule
 
 aten = torch.ops.aten
 
@@ -65,6 +67,14 @@ def _softmax_inner(call: OpCall, context: LocalContext) -> Iterator[InnerCollect
         yield InnerCollective("all_reduce", size, axis)
         if call.inputs[0].requires_grad:
             yield InnerCollective("all_reduce", size, axis, backward=True)
+
+
+def _softmax_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """The program of split elements keeps their powers, and none of its result."""
+    if not context.axes("k"):
+        return plain
+    size = result_bytes(call, context)
+    return OpMemory((), kept=size, forward=size, backward=2 * size)
 
 
 # -- norms ----------------------------------------------------------------------------------
@@ -131,6 +141,22 @@ def _norm_inner(call: OpCall, context: LocalContext) -> Iterator[InnerCollective
                 yield InnerCollective("all_reduce", size, axis, backward=True)
 
 
+def _norm_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Statistics of each row; the program of split elements keeps them centred, and normalised."""
+    size = result_bytes(call, context)
+    dims, wide = _normalized(call), wide_dtype(call.inputs[0].dtype).itemsize
+    rows = row_count(call, context, dims) * wide
+    centred = call.op == "aten.layer_norm.default"
+    if not context.axes(*_indices(call)):
+        if centred:
+            return replace(plain, kept=2 * rows)
+        scaled = size if len(call.inputs) > 1 else 0
+        return replace(plain, kept=rows + scaled, backward=3 * size)
+    if centred:
+        return OpMemory((), kept=2 * size + 2 * rows, forward=size, backward=3 * size)
+    return replace(plain, kept=size + 2 * rows, forward=size, backward=3 * size)
+
+
 def _cosine(call: OpCall) -> str:
     """The dimension of the vectors is whole."""
     ndim = len(call.outputs[0].shape) + 1
@@ -154,8 +180,14 @@ def _weight_norm(call: OpCall) -> str | None:
     return f"{slices}, {lengths} -> {slices}"
 
 
-_SOFTMAX = Rule(_softmax, saves=("output",), program=_split_softmax, inner=_softmax_inner)
-_NORM = Rule(_norm, saves=(0,), program=_split_norm, inner=_norm_inner)
+_SOFTMAX = Rule(
+    _softmax,
+    saves=("output",),
+    memory=_softmax_memory,
+    program=_split_softmax,
+    inner=_softmax_inner,
+)
+_NORM = Rule(_norm, saves=(0, 1, 2), memory=_norm_memory, program=_split_norm, inner=_norm_inner)
 
 RULES: dict[str, Rule] = {
     "aten.softmax.int": _SOFTMAX,

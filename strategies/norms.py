@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from autoplan.boxing import Step
 from autoplan.layouts import BP, P
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.notation import Bound, bind, parse
-from autoplan.strategies.rule import InnerCollective, OpCall, Rule
+from autoplan.strategies.rule import InnerCollective, OpCall, OpMemory, Rule
 
 aten = torch.ops.aten
 
@@ -135,14 +136,40 @@ def _inner(call: OpCall, context: LocalContext) -> Iterator[InnerCollective]:
 
 
 def _batch_norm_saves(call: OpCall) -> tuple[int | str, ...]:
-    """In training the deviations are kept, a tensor of the output's size; otherwise the input."""
-    return ("output",) if _uses_batch(call) else (0,)
+    """The input, the scale, and running statistics where they are used, or given back."""
+    position, saved = 1, [0]
+    for at, name in enumerate(("weight", "bias", "running_mean", "running_var"), start=1):
+        if call.argument(at, name) is None:
+            continue
+        state = name.startswith("running") and (not _uses_batch(call) or call.op == _FUNCTIONAL)
+        if name == "weight" or state:
+            saved.append(position)
+        position += 1
+    return tuple(saved)
+
+
+def _batch_norm_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Two statistics a channel; over several ranks the deviations are kept, and no input."""
+    channels = context.output_meta().shape[1] * _statistics_type(call).itemsize
+    size = context.output_meta().num_bytes
+    if _uses_batch(call) and context.axes(*_pooled_indices(call)):
+        return OpMemory((), kept=size + 4 * channels, forward=size, backward=3 * size)
+    # Of the functional op the statistics are further results, of which a plan keeps all or none.
+    return replace(plain, kept=2 * channels if _uses_batch(call) else 0)
+
+
+def _group_norm_memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """Two statistics a group of each image."""
+    x = context.input_meta(0)
+    groups = int(call.argument(1, "num_groups")) * x.shape[1] // call.inputs[0].shape[1]
+    return replace(plain, kept=2 * x.shape[0] * groups * max(x.itemsize, 4))
 
 
 _BATCH_NORM = Rule(
     _batch_norm,
     completes=frozenset({"n", *(f"s{i}" for i in range(3))}),
     saves=_batch_norm_saves,
+    memory=_batch_norm_memory,
     needs_rows=frozenset({"c"}),
     program=_synchronous_batch_norm,
     inner=_inner,
@@ -208,6 +235,10 @@ RULES: dict[str, Rule] = {
         program=_local_instance_norm,
     ),
     "aten.group_norm.default": Rule(
-        _group_norm, saves=(0,), needs_rows=frozenset({"g"}), program=_local_group_norm
+        _group_norm,
+        saves=lambda call: (0, 1) if call.argument(2, "weight") is not None else (0,),
+        memory=_group_norm_memory,
+        needs_rows=frozenset({"g"}),
+        program=_local_group_norm,
     ),
 }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autoplan.strategies.local import LocalContext
+from autoplan.strategies.memory import result_bytes
 from autoplan.strategies.notation import Bound
-from autoplan.strategies.rule import OpCall, Program, Rule
+from autoplan.strategies.rule import OpCall, OpMemory, Program, Rule
 
 aten = torch.ops.aten
+
+DRAWN_TOGETHER = 2**16
+"""Elements of a block, as in `autoplan.runtime.random`, whose users rules must not import."""
 
 
 def _dropout(context: LocalContext, x: Any, p: float, train: bool) -> Any:
@@ -18,6 +24,20 @@ def _dropout(context: LocalContext, x: Any, p: float, train: bool) -> Any:
     shape = context.call.inputs[0].shape
     starts = tuple(start for start, _ in context.input_ranges(0))
     return context.comm.dropout(x, p, shape, starts, context.random_key)
+
+
+def _flags(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """A flag an element, of one byte; it is drawn as two integers of eight, by blocks."""
+    numel = context.output_meta().numel
+    return replace(plain, kept=numel, forward=16 * min(numel, DRAWN_TOGETHER))
+
+
+def _factors(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """A factor an element, or a feature map, of the tensor's type."""
+    shape = context.output_meta().shape
+    maps = math.prod(shape[2:]) if "feature" in call.op else 1
+    size = result_bytes(call, context)
+    return replace(plain, kept=size // max(maps, 1), forward=2 * size if "alpha" in call.op else 0)
 
 
 def _kept(context: LocalContext, p: float, by_feature: bool) -> Any:
@@ -121,15 +141,15 @@ _LINEAR = (frozenset({0}),)
 _FEATURES = "n c *s -> n c *s"
 
 _DROPOUTS = {
-    "aten.dropout.default": Rule("*b -> *b", partial=_LINEAR, saves=("output",), program=_dropout),
+    "aten.dropout.default": Rule("*b -> *b", partial=_LINEAR, memory=_flags, program=_dropout),
     "aten.feature_dropout.default": Rule(
-        _FEATURES, partial=_LINEAR, saves=("output",), program=_feature_dropout
+        _FEATURES, partial=_LINEAR, memory=_factors, program=_feature_dropout
     ),
     "aten.alpha_dropout.default": Rule(
-        "*b -> *b", saves=("output",), program=_alpha_dropout(by_feature=False)
+        "*b -> *b", memory=_factors, program=_alpha_dropout(by_feature=False)
     ),
     "aten.feature_alpha_dropout.default": Rule(
-        _FEATURES, saves=("output",), program=_alpha_dropout(by_feature=True)
+        _FEATURES, memory=_factors, program=_alpha_dropout(by_feature=True)
     ),
 }
 _NUMBERS: dict[str, Program] = {

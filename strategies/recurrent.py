@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+from autoplan.strategies.local import LocalContext
 from autoplan.strategies.notation import Bound
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.strategies.rule import OpCall, OpMemory, Rule
 
 
 def _is_cell(call: OpCall) -> bool:
@@ -41,7 +43,22 @@ def _flops(call: OpCall) -> float:
     return 2.0 * steps_and_rows * sum(math.prod(each) for each in weights if len(each) == 2)
 
 
-_RECURRENT = Rule(_over_batch, kind="matmul", saves=(0, "output"), flops=_flops)
+_KEPT_STATES = {"lstm": 17, "gru": 7, "rnn": 1}
+"""Tensors as large as the hidden states of all layers and steps that are kept on CPU."""
+
+
+def _memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
+    """What is kept of every step of every layer, in the hidden states' size; measured on CPU."""
+    name = call.op.removeprefix("aten.").split("_")[0].split(".")[0]
+    steps = 1
+    if not _is_cell(call):
+        batch_first = call.argument(8, "batch_first")
+        steps = call.input_shapes[0][1 if batch_first else 0]
+    states = context.input_meta(1).num_bytes  # of one step: [layers x directions] n [h]
+    return replace(plain, kept=_KEPT_STATES[name] * steps * states)
+
+
+_RECURRENT = Rule(_over_batch, kind="matmul", saves=(0, "output"), memory=_memory, flops=_flops)
 
 RULES: dict[str, Rule] = {
     "aten.lstm.input": _RECURRENT,

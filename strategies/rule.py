@@ -32,6 +32,10 @@ class TensorMeta:
     def numel(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.numel * self.itemsize
+
 
 @dataclass(frozen=True)
 class Arg:
@@ -88,6 +92,28 @@ class InnerCollective:
     backward: bool = False
 
 
+@dataclass(frozen=True)
+class OpMemory:
+    """What one candidate of an op keeps and needs, in bytes of the rank with the largest shards.
+
+    saves: tensors that autograd keeps from the op to its backward: input positions, and "output".
+    kept: bytes beside these from the op to its backward: masks, statistics, copies of operands.
+    forward: bytes that live only while the op runs, beside its inputs, its outputs and `kept`.
+    backward: bytes that live only while its backward runs, beside what was kept, the gradients of
+        its outputs, and those of its inputs.
+    passes: inputs whose gradient is that of the output, or a view of it: it has no memory of its
+        own. Every other input that wants a gradient gets a new tensor of its size.
+
+    All of it is what the op's kernels hold in tensors; a kernel's own scratch space is not known.
+    """
+
+    saves: tuple[int | str, ...] = ()
+    kept: int = 0
+    forward: int = 0
+    backward: int = 0
+    passes: tuple[int, ...] = ()
+
+
 Program = Callable[..., Any]
 """`program(context, *args, **kwargs)`: emits the local ops of one node; see `strategies.local`."""
 
@@ -108,6 +134,8 @@ class Rule:
     permits: whether labels may split one op together, one an axis, outermost first; None where
         every combination is right.
     saves: tensors that autograd keeps for backward: input positions, and "output".
+    memory: what a candidate keeps and needs, where that is more than `saves`: from the call, the
+        candidate's context, and an OpMemory of `saves` alone; `strategies.memory` has usual ones.
     sizes: position of the argument that holds the output's shape, to be rewritten.
     needs_rows: whether the op fails on a shard without rows, or the indices for which it does; no
         candidate then leaves one empty.
@@ -125,6 +153,7 @@ class Rule:
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     permits: Callable[[tuple[str, ...]], bool] | None = None
     saves: tuple[int | str, ...] | Callable[[OpCall], tuple[int | str, ...]] = ()
+    memory: Callable[[OpCall, LocalContext, OpMemory], OpMemory] | None = None
     sizes: int | None = None
     needs_rows: bool | frozenset[str] = False
     program: Program | None = None
@@ -153,6 +182,11 @@ class Rule:
         """What autograd keeps of this call: an optional operand that it has not is not kept."""
         saves = self.saves(call) if callable(self.saves) else self.saves
         return tuple(each for each in saves if each == "output" or int(each) < len(call.inputs))
+
+    def memory_of(self, call: OpCall, context: LocalContext) -> OpMemory:
+        """What the candidate that `context` describes keeps and needs."""
+        plain = OpMemory(self.saved(call))
+        return plain if self.memory is None else self.memory(call, context, plain)
 
     def total_flops(self, call: OpCall) -> float:
         """Floating-point operations of the whole op, forward."""

@@ -7,6 +7,7 @@ indices can be split as well: every rank then adds its own, and the results are 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -186,6 +187,7 @@ _SCATTER_REDUCE = Rule(
     _scatter, sums=True, partial=_linear, saves=(0, 1, 2, "output"), program=_local_write
 )
 _INDEX_WRITE = _write(_index_write)
+_INDEX_COPY = replace(_INDEX_WRITE, saves=(1, 2))
 
 RULES: dict[str, Rule] = {
     "aten.scatter.src": _SCATTER,
@@ -194,8 +196,8 @@ RULES: dict[str, Rule] = {
     "aten.scatter.value_reduce": _SCATTER,
     "aten.scatter_add.default": _SCATTER,
     "aten.scatter_reduce.two": _SCATTER_REDUCE,
-    "aten.index_add.default": _INDEX_WRITE,
-    "aten.index_copy.default": _INDEX_WRITE,
+    "aten.index_add.default": _INDEX_COPY,
+    "aten.index_copy.default": _INDEX_COPY,
     "aten.index_fill.int_Scalar": _INDEX_WRITE,
     "aten.index_fill.int_Tensor": _INDEX_WRITE,
     "aten.index_reduce.default": Rule(

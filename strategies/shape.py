@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from autoplan.strategies.local import LocalContext
+from autoplan.strategies.memory import passing
 from autoplan.strategies.notation import Bound, bind_reshape, numbered
 from autoplan.strategies.rule import OpCall, Rule, all_together
 
@@ -171,18 +172,18 @@ def _unfold(call: OpCall) -> str:
     return f"{' '.join(before)} -> {' '.join(after)} [size]"
 
 
-_RESHAPE = Rule(_reshape, kind="free", partial=_LINEAR, program=_as_reshape)
-_RESHAPE_AS = Rule(_reshape_as, kind="free", partial=_LINEAR, program=_as_reshape)
-_TRANSPOSE = Rule(_transpose, kind="free", partial=_LINEAR)
-_MATRIX_TRANSPOSE = Rule(_matrix_transpose, kind="free", partial=_LINEAR)
-_MOVE = Rule(_move, kind="free", partial=_LINEAR)
+_RESHAPE = Rule(_reshape, kind="free", partial=_LINEAR, program=_as_reshape, memory=passing)
+_RESHAPE_AS = Rule(_reshape_as, kind="free", partial=_LINEAR, program=_as_reshape, memory=passing)
+_TRANSPOSE = Rule(_transpose, kind="free", partial=_LINEAR, memory=passing)
+_MATRIX_TRANSPOSE = Rule(_matrix_transpose, kind="free", partial=_LINEAR, memory=passing)
+_MOVE = Rule(_move, kind="free", partial=_LINEAR, memory=passing)
 _EXPAND = Rule(_expand, kind="free", partial=_LINEAR, sizes=1)
 _MESHGRID = Rule(_meshgrid, kind="free", partial=all_together)
 _SLICE = Rule(_slice, kind="free", partial=_LINEAR)
 _SELECT = Rule(_select, kind="free", partial=_LINEAR)
 _PIECES = Rule(_pieces, kind="free", partial=_LINEAR)
 _DIAGONAL = Rule(_diagonal, kind="free", partial=_LINEAR)
-_SAME_SHAPE = Rule("*b -> *b", kind="free", partial=_LINEAR)
+_SAME_SHAPE = Rule("*b -> *b", kind="free", partial=_LINEAR, memory=passing)
 
 _RESHAPES = (
     "view.default reshape.default _unsafe_view.default flatten.using_ints ravel.default "
@@ -203,12 +204,12 @@ RULES: dict[str, Rule] = {
     "aten.swapaxes.default": _TRANSPOSE,
     "aten.swapdims.default": _TRANSPOSE,
     "aten.t.default": _MATRIX_TRANSPOSE,
-    "aten.numpy_T.default": Rule(_reverse, kind="free", partial=_LINEAR),
+    "aten.numpy_T.default": Rule(_reverse, kind="free", partial=_LINEAR, memory=passing),
     "aten.mT.default": _MATRIX_TRANSPOSE,
     "aten.mH.default": _MATRIX_TRANSPOSE,
     "aten.matrix_H.default": _MATRIX_TRANSPOSE,
     "aten.adjoint.default": _MATRIX_TRANSPOSE,
-    "aten.permute.default": Rule(_permute, kind="free", partial=_LINEAR),
+    "aten.permute.default": Rule(_permute, kind="free", partial=_LINEAR, memory=passing),
     "aten.movedim.int": _MOVE,
     "aten.movedim.intlist": _MOVE,
     "aten.moveaxis.int": _MOVE,

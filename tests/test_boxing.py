@@ -28,6 +28,7 @@ from autoplan.layouts import (
     local_shape,
 )
 from autoplan.mesh import Mesh
+from tests.floyd import floyd, points_of
 from tests.runtime.logical import random_price
 
 # The table of docs/DESIGN, section 1, with every pair that it leaves to the reader.
@@ -246,6 +247,59 @@ def test_a_path_leads_from_source_to_target_for_its_cost(
     assert (source == target) == (path == ())
 
 
+@pytest.mark.parametrize("needs_gradient", [True, False])
+@pytest.mark.parametrize(
+    ("mesh", "shape"),
+    [
+        (Mesh.of(x=3), (4, 6, 5)),
+        (Mesh.of(x=2, y=3), (7, 1, 5)),
+        (Mesh.of(x=4, y=2), (6, 9)),
+        (Mesh.of(x=4, y=2), (6, 0, 9)),
+        (Mesh.of(x=2, y=2, z=4), (3, 8)),
+    ],
+)
+def test_conversions_are_those_of_floyd(
+    mesh: Mesh, shape: tuple[int, ...], needs_gradient: bool
+) -> None:
+    """All costs, and the very paths: of equal ones the one that Floyd's algorithm finds."""
+    price = random_price(5)
+    entries = layout_entries(shape, needs_gradient)
+    layouts = [Layout(each) for each in product(entries, repeat=mesh.ndim)]
+    index = {layout: i for i, layout in enumerate(layouts)}
+    steps = np.full((len(layouts), len(layouts)), np.inf)
+    for layout, i in index.items():
+        for move in moves_from(layout, entries):
+            size, axis = move.whole_bytes(shape, 4, mesh), mesh.axes[move.axis]
+            names = move.actions(needs_gradient)
+            steps[i, index[move.target]] = sum(price(name, axis, size) for name in names)
+    times, first = floyd(steps)
+    this = Router(mesh, price)
+    assert np.array_equal(this.costs(layouts, layouts, shape, 4, needs_gradient), times)
+    for source, target in product(layouts[::3], layouts[::2]):
+        path = this.path(source, target, shape, 4, needs_gradient)
+        assert [index[m.target] for m in path] == points_of(first, index[source], index[target])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6), (4, 1, 6), (4, 6, 1)])
+def test_dimensions_of_size_1_change_nothing_but_the_numbers(shape: tuple[int, ...]) -> None:
+    this = router(MESHES[1], 3)
+    real = [dim for dim, size in enumerate(shape) if size > 1]
+
+    def renumbered(layout: Layout) -> Layout:
+        return Layout(S(real[e.dim]) if isinstance(e, S) else e for e in layout)
+
+    entries = layout_entries((4, 6), needs_gradient=True)
+    layouts = [Layout(each) for each in product(entries, repeat=2)]
+    same = [renumbered(layout) for layout in layouts]
+    costs = this.costs(layouts, layouts, (4, 6), 2, True)
+    assert np.array_equal(this.costs(same, same, shape, 2, True), costs)
+    for source, target in product(layouts, repeat=2):
+        given = this.path(source, target, (4, 6), 2, True)
+        moved = this.path(renumbered(source), renumbered(target), shape, 2, True)
+        assert [renumbered(m.target) for m in given] == [m.target for m in moved]
+        assert [m.axis for m in given] == [m.axis for m in moved]
+
+
 def test_the_diagonal_is_free_and_rectangles_are_cut_from_one_table() -> None:
     this = router(MESHES[1], 0)
     entries = layout_entries((4, 6), needs_gradient=True)
@@ -267,7 +321,15 @@ def test_slice_first_gather_last() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout((S(2),)), Layout((S(-1),)), Layout((BP,)), Layout((Partial("max"),))]
+    "layout",
+    [
+        Layout((S(2),)),
+        Layout((S(-1),)),
+        Layout((BP,)),
+        Layout((Partial("max"),)),
+        Layout(()),
+        Layout((B, B)),
+    ],
 )
 def test_layouts_that_the_tensor_cannot_have_are_named(layout: Layout) -> None:
     this = Router(Mesh.of(x=2), random_price(0))

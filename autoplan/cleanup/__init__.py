@@ -6,6 +6,7 @@ Every pass edits the graph in place during capture only; afterwards the graph is
 from autoplan.cleanup.bags import write_bags_as_rows
 from autoplan.cleanup.constants import fold_constants, recompute
 from autoplan.cleanup.functionalize import functionalize
+from autoplan.cleanup.pins import PinnedValue, pins_in_use, take_pins
 from autoplan.cleanup.places import annotate_paths
 from autoplan.cleanup.recurrent import separate_recurrent_dropout
 from autoplan.cleanup.regions import inline_regions
@@ -30,6 +31,7 @@ from autoplan.cleanup.ties import share_tied_parameters
 from autoplan.cleanup.types import compute_in_double, mark_gradients, refuse_mixed_products
 
 __all__ = [
+    "PinnedValue",
     "annotate_paths",
     "compute_in_double",
     "drop_asserts",
@@ -41,6 +43,7 @@ __all__ = [
     "inline_regions",
     "mark_gradients",
     "number_random_ops",
+    "pins_in_use",
     "recompute",
     "refuse_dynamic_shapes",
     "refuse_foreign_calls",
@@ -50,6 +53,7 @@ __all__ = [
     "share_tied_parameters",
     "split_fused_projections",
     "state_epsilon",
+    "take_pins",
     "use_causal_flag",
     "use_grouped_heads",
     "write_bags_as_rows",

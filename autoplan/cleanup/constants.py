@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import py_sym_types
 
+from autoplan.cleanup.pins import HINT
 from autoplan.cleanup.writes import like
 
 aten = torch.ops.aten
@@ -85,6 +86,8 @@ def _is_constant(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         if torch.Tag.nondeterministic_seeded in target.tags or target._schema.is_mutable:
+            return False
+        if target == HINT:
             return False
     elif target is not operator.getitem:
         return False

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from autoplan.cleanup.pins import HINT
 from autoplan.cleanup.places import at
 from autoplan.cleanup.writes import (
     RESHAPES,
@@ -97,7 +98,7 @@ class _Functionalizer:
                 self.updates[path] = value
         kept = set(self.updates.values())
         for node in reversed(list(self.graph.nodes)):
-            if node.op != "call_function" or node.users or node in kept:
+            if node.op != "call_function" or node.users or node in kept or node.target == HINT:
                 continue
             if node in self.same or (self._tracked(node) and not _is_random(node)):
                 self.graph.erase_node(node)

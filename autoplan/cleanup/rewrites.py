@@ -27,6 +27,7 @@ def state_epsilon(graph: fx.Graph) -> None:
 
 def use_causal_flag(graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> None:
     """A constant lower-triangular attention mask becomes `is_causal=True`: fewer bytes."""
+    causal: dict[str, bool] = {}  # Layers share a mask of length^2 bytes: it is read once.
     for node in graph.find_nodes(
         op="call_function", target=aten.scaled_dot_product_attention.default
     ):
@@ -48,9 +49,10 @@ def use_causal_flag(graph: fx.Graph, constants: Mapping[str, torch.Tensor]) -> N
         rows = query.shape[-2]
         if value.numel() != rows * rows or value.shape[-2:] != (rows, rows):
             continue
-        if not torch.equal(
-            value.reshape(rows, rows), torch.ones(rows, rows, dtype=torch.bool).tril()
-        ):
+        if base.name not in causal:
+            triangle = torch.ones(rows, rows, dtype=torch.bool).tril()
+            causal[base.name] = torch.equal(value.reshape(rows, rows), triangle)
+        if not causal[base.name]:
             continue
         kwargs = {k: v for k, v in node.kwargs.items() if k not in names}
         node.args = (

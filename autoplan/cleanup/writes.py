@@ -17,7 +17,7 @@ aten = torch.ops.aten
 _RESHAPES = (
     "view reshape _unsafe_view flatten unflatten squeeze unsqueeze alias contiguous view_as "
     "dropout feature_dropout alpha_dropout feature_alpha_dropout reshape_as detach to "
-    "_to_copy lift_fresh expand_as "
+    "_to_copy lift_fresh expand_as autoplan::hint "
 )
 _RESIZES = (
     "set_ resize_ resize_as_ squeeze_ unsqueeze_ t_ transpose_ swapaxes_ swapdims_ as_strided_ "

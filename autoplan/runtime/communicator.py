@@ -19,7 +19,7 @@ from autoplan.layouts import Partial, Split, chunk_range, parse_entry
 from autoplan.mesh import Mesh
 from autoplan.runtime import random
 from autoplan.runtime.exchange import Exchange, exchange_rows, read_exchange
-from autoplan.runtime.wire import pack, pad, unpack
+from autoplan.runtime.wire import fill, pack, pad, unpack
 
 Observer = Callable[[str, int, str], None]
 """Called with (kind, bytes before the axis cuts, axis) for every collective that runs."""
@@ -72,9 +72,12 @@ class Communicator(abc.ABC):
     def dropout(
         self, x: Tensor, p: float, shape: Sequence[int], starts: Sequence[int], key: int
     ) -> Tensor:
-        """Dropout of a shard that starts at `starts` in a tensor of logical `shape`."""
+        """Dropout of a shard that starts at `starts` in a tensor of logical `shape`.
+
+        Keeps the flags for backward, a byte an element.
+        """
         keep = random.dropout_mask(x, p, shape, starts, self.seed, key, self.step)
-        return x * (keep.to(x.dtype) / (1.0 - p if p < 1.0 else 1.0))
+        return random.drop(x, keep, p)
 
     def keep(
         self,
@@ -257,27 +260,34 @@ class DistributedCommunicator(Communicator):
         self.observe(name, sum(moved_bytes(x, step) for x, step in pairs), axis)
         dtype = values[0].dtype
         packed = [pack(name, x, step, parts) for x, step in pairs]
-        buffer = packed[0] if len(packed) == 1 else torch.cat(packed, 1)
+        widths = [math.prod(each.shape[1:]) for each in packed]
+        buffer = fill(packed)
+        del packed
         if dtype == torch.bool:
             buffer = buffer.to(torch.uint8)
         elif dtype.is_complex:  # gloo's all-to-all knows reals only
-            buffer = torch.view_as_real(buffer.contiguous()).flatten(1)
+            buffer = torch.view_as_real(buffer).flatten(1)
         source = steps[0].source
         reduction = source.reduction if isinstance(source, Partial) else "sum"
-        received = self._collective(name, buffer.contiguous(), axis, reduction)
+        received = self._collective(name, buffer, axis, reduction, ours=len(pairs) > 1)
+        del buffer
         if dtype.is_complex:
             received = torch.view_as_complex(received.reshape(received.shape[0], -1, 2))
-        received = received.to(dtype)
-        rows = torch.split(received, [each.shape[1] for each in packed], 1)
+        rows = torch.split(received.to(dtype), widths, 1)
+        # Detached: parts of one buffer, but nobody else's, so that a leaf may take them as its own.
         return [
-            unpack(name, row, x.shape, step, parts, index)
+            unpack(name, row, x.shape, step, parts, index).detach()
             for row, (x, step) in zip(rows, pairs, strict=True)
         ]
 
-    def _collective(self, name: str, buffer: Tensor, axis: str, reduction: str) -> Tensor:
-        """Run `name` on a [rows, k] buffer."""
+    def _collective(
+        self, name: str, buffer: Tensor, axis: str, reduction: str, ours: bool = False
+    ) -> Tensor:
+        """Run `name` on a [rows, k] buffer; one that is ours alone may be written over."""
         ops, group, parts = torch.ops._c10d_functional, self._groups[axis], self.mesh.size(axis)
-        if name == "all_reduce":
+        if name == "all_reduce" and ours:
+            out = ops.all_reduce_(buffer, reduction, group)
+        elif name == "all_reduce":
             out = ops.all_reduce(buffer, reduction, group)
         elif name == "all_gather":
             out = ops.all_gather_into_tensor(buffer, parts, group)

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from autoplan.layouts import B, Layout, Partial, Split
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import Communicator, DistributedCommunicator, Observer
+from autoplan.runtime.leaves import owned
 from autoplan.runtime.program import Program
 from autoplan.runtime.simulation import Simulator, gather, scatter, shard
 
@@ -46,8 +47,8 @@ class Executor(abc.ABC):
         """Values of the ranks that are present, with the addends of P entries summed."""
 
     @abc.abstractmethod
-    def stored(self, parameter: Tensor, layout: Layout) -> Any:
-        """The value of a parameter as the prologue takes it."""
+    def stored(self, parameter: Tensor, layout: Layout, taken: set[int]) -> Any:
+        """The value of a parameter as the prologue takes it; `taken`: one set for all of a run."""
 
     @abc.abstractmethod
     def give(self, tensor: Tensor, layout: Layout) -> Any:
@@ -97,28 +98,6 @@ class Executor(abc.ABC):
     def observe(self, observer: Observer | None) -> None:
         """Have `observer` called for every collective of the first rank present here."""
         self.comms[0].observer = observer
-
-
-class _Owned(torch.autograd.Function):
-    """The value of a leaf; the gradient that it accumulates is no view of another one.
-
-    Boxing returns views where nothing moves. A leaf takes a gradient that nobody else holds as its
-    own, and adds the next one to it in place; it does not see that another leaf has the memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.clone() if grad._is_view() else grad
-
-
-def owned(leaf: Tensor) -> Tensor:
-    """A leaf as a program takes it."""
-    result: Tensor = _Owned.apply(leaf)  # type: ignore[no-untyped-call]
-    return result
 
 
 def placements(layout: Layout) -> tuple[Placement, ...]:
@@ -198,13 +177,13 @@ class DistributedExecutor(Executor):
                 torch.distributed.all_reduce(total, group=group)
         return [total]
 
-    def stored(self, parameter: Tensor, layout: Layout) -> Any:
+    def stored(self, parameter: Tensor, layout: Layout, taken: set[int]) -> Any:
         assert isinstance(parameter, DTensor)
-        return owned(parameter.to_local())
+        return owned(parameter.to_local(), taken)
 
     def give(self, tensor: Tensor, layout: Layout) -> Any:
         tensor = tensor.to(self.device)
-        return owned(tensor) if tensor.requires_grad else tensor
+        return owned(tensor, set()) if tensor.requires_grad else tensor
 
     def take(self, value: Any) -> Tensor:
         assert isinstance(value, Tensor)
@@ -286,7 +265,9 @@ class SimulatedExecutor(Executor):
                         totals[rank] = total
         return totals
 
-    def stored(self, parameter: Tensor, layout: Layout) -> Any:
+    def stored(self, parameter: Tensor, layout: Layout, taken: set[int]) -> Any:
+        if self.mesh.num_devices == 1:
+            return [owned(parameter, taken)]  # as it lies: a copy would be another model
         return scatter(parameter, layout, self.mesh)
 
     def give(self, tensor: Tensor, layout: Layout) -> Any:

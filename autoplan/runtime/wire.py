@@ -6,6 +6,8 @@ one buffer, so that a bucket is one collective.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,19 +16,35 @@ from autoplan.layouts import Split, chunk_range
 
 
 def pack(name: str, x: Tensor, step: Step, parts: int) -> Tensor:
-    """The operand of collective `name`: [1, k] to gather or reduce, [parts, k] to scatter."""
+    """The operand of collective `name`: [1, ...] to gather or reduce, [parts, ...] to scatter.
+
+    A view of `x` where nothing is padded: `fill` copies it to the buffer that is sent.
+    """
     if name == "all_reduce":
-        return x.reshape(1, -1)
+        return x.unsqueeze(0)
     if name == "all_gather":
         assert isinstance(step.source, Split)
-        return pad(x, step.source.dim, -(-step.sizes[0] // parts)).reshape(1, -1)
+        return pad(x, step.source.dim, -(-step.sizes[0] // parts)).unsqueeze(0)
     assert isinstance(step.target, Split)
     dim, rows = step.target.dim, -(-step.sizes[1] // parts)
     if name == "all_to_all":
         assert isinstance(step.source, Split)
         x = pad(x, step.source.dim, -(-step.sizes[0] // parts))
     pieces = torch.unflatten(pad(x, dim, rows * parts), dim, (parts, rows))
-    return pieces.movedim(dim, 0).reshape(parts, -1)
+    return pieces.movedim(dim, 0)
+
+
+def fill(packed: Sequence[Tensor]) -> Tensor:
+    """The buffer [rows, k] that holds packed operands side by side; a view of a single one."""
+    rows = packed[0].shape[0]
+    if len(packed) == 1:
+        return packed[0].reshape(rows, -1).contiguous()
+    widths = [each.numel() // rows for each in packed]
+    buffer = packed[0].new_empty(rows, sum(widths))
+    # Copied where it belongs at once: the operand of a scatter is no row of its tensor.
+    for place, each in zip(torch.split(buffer, widths, 1), packed, strict=True):
+        torch.unflatten(place, 1, each.shape[1:]).copy_(each)
+    return buffer
 
 
 def unpack(

@@ -5,10 +5,12 @@ from autoplan.solver.ilp import solve_ilp
 from autoplan.solver.problem import (
     Certificate,
     Folding,
+    Limit,
     Problem,
     ProblemBuilder,
     Solution,
     Variable,
+    restrict,
 )
 from autoplan.solver.reduce import Reduced, reduce
 from autoplan.solver.solve import solve
@@ -17,6 +19,7 @@ __all__ = [
     "Certificate",
     "Folded",
     "Folding",
+    "Limit",
     "Problem",
     "ProblemBuilder",
     "Reduced",
@@ -24,6 +27,7 @@ __all__ = [
     "Variable",
     "fold",
     "reduce",
+    "restrict",
     "solve",
     "solve_ilp",
 ]

@@ -1,4 +1,4 @@
-"""The ILP of a problem: a binary per candidate, a flow per class pair of an edge, one knapsack.
+"""The ILP of a problem: a binary per candidate, a flow per class pair of an edge, a row per limit.
 
 A node's binaries sum to one; the flows of an edge are a transport from its row classes to its
 column classes (the local marginal polytope), so the flows are integral when the binaries are.
@@ -7,7 +7,7 @@ column classes (the local marginal polytope), so the flows are integral when the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,30 +15,30 @@ import numpy as np
 import numpy.typing as npt
 import pulp
 
-from autoplan.solver.problem import MEMORY_ROUNDING, Edge, FloatArray, Problem
+from autoplan.solver.problem import Edge, FloatArray, Limit, Problem
 
 IntArray: TypeAlias = npt.NDArray[np.intp]
 ClassPair: TypeAlias = tuple[int, int]
 
-# HiGHS' tolerances are absolute: costs and memories are scaled to reach up to this.
+# HiGHS' tolerances are absolute: costs and amounts are scaled to reach up to this.
 _SCALE = 1e3
+# Below this HiGHS takes a coefficient for zero.
+_LEAST_WEIGHT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class NormalForm:
-    """The problem with every cost and memory >= 0 and a zero in every vector.
+    """The problem with every cost and amount >= 0 and a zero in every vector.
 
     Minima of rows and columns move from the edges into the node costs, and from there into
-    `constant` (seconds), a lower bound of every choice. `memories` are bytes above the least,
-    `slack` what is left for them, None if the limit cannot bind. Candidates that cannot fit cost
-    np.inf.
+    `constant` (seconds), a lower bound of every choice. `limits` are what can bind: amounts above
+    the least ones, and as `most` what is left for them. Candidates that cannot fit cost np.inf.
     """
 
     constant: float
     costs: tuple[FloatArray, ...]
     edges: dict[Edge, FloatArray]
-    memories: tuple[FloatArray, ...]
-    slack: float | None
+    limits: tuple[Limit, ...]
 
     def excess(self, choices: Sequence[int]) -> float:
         """Seconds of `choices` above `constant`."""
@@ -49,21 +49,28 @@ class NormalForm:
 def normal_form(problem: Problem) -> NormalForm | None:
     """The normal form, or None if some variable has no candidate that is allowed and fits."""
     costs = [v.cost.copy() for v in problem.variables]
-    memories = tuple(v.memory - v.memory.min() for v in problem.variables)
-    slack = None
-    if problem.memory_limit is not None:
-        least = sum(float(v.memory.min()) for v in problem.variables)
-        if not problem.fits(least):
+    given = dict(problem.edges)
+    limits = []
+    for limit in problem.limits:
+        vectors = {u: v - v.min() for u, v in limit.vectors.items()}
+        matrices = {e: m - m.min() for e, m in limit.matrices.items()}
+        least = limit.constant + sum(float(v.min()) for v in limit.vectors.values())
+        least += sum(float(m.min()) for m in limit.matrices.values())
+        if not limit.holds(least):
             return None
-        margin = MEMORY_ROUNDING * problem.memory_limit
-        slack = max(0.0, problem.memory_limit - least)
-        for cost, memory in zip(costs, memories, strict=True):
-            cost[memory > slack * (1 + 1e-9) + margin] = np.inf
-        if slack <= margin or sum(float(m.max()) for m in memories) <= slack:
-            slack = None
+        margin = limit.tolerance
+        slack = max(0.0, limit.most - least)
+        most = slack * (1 + 1e-9) + margin
+        for u, vector in vectors.items():
+            costs[u][vector > most] = np.inf
+        for edge, matrix in matrices.items():
+            given[edge] = given.get(edge, 0.0) + np.where(matrix > most, np.inf, 0.0)
+        parts = (*vectors.values(), *matrices.values())
+        if slack > margin and sum(float(part.max()) for part in parts) > slack:
+            limits.append(Limit(limit.name, slack, vectors, matrices))
 
     edges: dict[Edge, FloatArray] = {}
-    for (u, v), matrix in problem.edges.items():
+    for (u, v), matrix in given.items():
         rest = matrix
         for node, axis in ((u, 1), (v, 0)):
             minima = rest.min(axis=axis, keepdims=True)
@@ -75,7 +82,7 @@ def normal_form(problem: Problem) -> NormalForm | None:
         return None
     for cost, constant in zip(costs, constants, strict=True):
         cost -= constant
-    return NormalForm(sum(constants), tuple(costs), edges, memories, slack)
+    return NormalForm(sum(constants), tuple(costs), edges, tuple(limits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +141,7 @@ def formulate(normal: NormalForm, incumbent: Sequence[int] | None) -> Formulatio
 
     Rows of an edge that are equal become one class, and so do columns; forbidden pairs get no
     flow. Costs are scaled so that the incumbent (or else the median) is far above HiGHS'
-    tolerances, memories so that the limit is.
+    tolerances, amounts so that the limits are.
     """
     if incumbent is None:
         arrays = [*normal.costs, *normal.edges.values()]
@@ -162,39 +169,53 @@ def formulate(normal: NormalForm, incumbent: Sequence[int] | None) -> Formulatio
         model += _sum((x, 1.0) for x in row if x is not None) == 1
 
     flows = []
-    for (u, v), matrix in normal.edges.items():
+    terms: list[list[tuple[pulp.LpVariable, float]]] = [[] for _ in normal.limits]
+    joined = dict.fromkeys((*normal.edges, *(e for each in normal.limits for e in each.matrices)))
+    for u, v in joined:
         columns_of, rows_of = binaries[v], binaries[u]
-        rows, columns = _classes(matrix, rows_of, columns_of)
-        costs = {
-            (int(r), int(s)): float(matrix[i, j])
+        shape = (len(rows_of), len(columns_of))
+        matrix = normal.edges.get((u, v), np.zeros(shape))
+        amounts = [limit.matrices.get((u, v), np.zeros(shape)) for limit in normal.limits]
+        layers = np.stack([matrix, *amounts])
+        rows, columns = _classes(layers, rows_of, columns_of)
+        pairs = {
+            (int(r), int(s)): (i, j)
             for r, i in zip(*_representatives(rows), strict=True)
             for s, j in zip(*_representatives(columns), strict=True)
         }
-        if not any(costs.values()):
+        if not any(layers[:, i, j].any() for i, j in pairs.values()):
             continue
         flow = {
-            (r, s): variable(f"y_{u}_{v}_{r}_{s}", pulp.LpContinuous, seconds)
-            for (r, s), seconds in costs.items()
-            if seconds <= most
+            (r, s): variable(f"y_{u}_{v}_{r}_{s}", pulp.LpContinuous, float(matrix[i, j]))
+            for (r, s), (i, j) in pairs.items()
+            if matrix[i, j] <= most
         }
+        for each, amount in zip(terms, amounts, strict=True):
+            each.extend((y, float(amount[pairs[pair]])) for pair, y in flow.items())
         flows.append(_Flow((u, v), rows, columns, flow))
         for axis, classes, members in ((0, rows, rows_of), (1, columns, columns_of)):
             for k in range(int(classes.max()) + 1):
-                terms = [(y, 1.0) for pair, y in flow.items() if pair[axis] == k]
-                terms += [(members[c], -1.0) for c in np.flatnonzero(classes == k).tolist()]
-                model += _sum(terms) == 0
+                sides = [(y, 1.0) for pair, y in flow.items() if pair[axis] == k]
+                sides += [(members[c], -1.0) for c in np.flatnonzero(classes == k).tolist()]
+                model += _sum(sides) == 0
 
-    if normal.slack is not None:
-        unit = normal.slack / _SCALE
-        weights = (
-            (x, weight / unit)
-            for row, memory in zip(binaries, normal.memories, strict=True)
-            for x, weight in zip(row, memory.tolist(), strict=True)
-            if x is not None and weight > MEMORY_ROUNDING * normal.slack
-        )
-        model += _sum(weights) <= _SCALE
+    for limit, each in zip(normal.limits, terms, strict=True):
+        each.extend(_amounts_of_binaries(limit.vectors, binaries))
+        unit = limit.most / _SCALE
+        weights = [(x, a / unit) for x, a in each if a / unit > _LEAST_WEIGHT]
+        if weights:
+            model += _sum(weights) <= _SCALE
     model += _sum(objective)
     return Formulation(model, normal.constant, unit_s, binaries, tuple(flows))
+
+
+def _amounts_of_binaries(
+    vectors: Mapping[int, FloatArray], binaries: Sequence[Sequence[pulp.LpVariable | None]]
+) -> Iterable[tuple[pulp.LpVariable, float]]:
+    for u, vector in vectors.items():
+        for x, amount in zip(binaries[u], vector.tolist(), strict=True):
+            if x is not None:
+                yield x, amount
 
 
 def _sum(terms: Iterable[tuple[pulp.LpVariable, float]]) -> pulp.LpAffineExpression:
@@ -207,18 +228,22 @@ def _median_positive(arrays: Iterable[FloatArray]) -> float:
 
 
 def _classes(
-    matrix: FloatArray,
+    layers: FloatArray,
     rows: Sequence[pulp.LpVariable | None],
     columns: Sequence[pulp.LpVariable | None],
 ) -> tuple[IntArray, IntArray]:
-    """Class numbers of equal rows and of equal columns; -1 for those ruled out."""
+    """Class numbers of rows that are equal in every layer [layer, row, column], and of columns.
+
+    -1 for those that are ruled out.
+    """
     live_rows = np.array([i for i, x in enumerate(rows) if x is not None])
     live_columns = np.array([j for j, x in enumerate(columns) if x is not None])
-    live = matrix[np.ix_(live_rows, live_columns)]
-    row_class = np.full(len(rows), -1)
-    row_class[live_rows] = np.unique(live, axis=0, return_inverse=True)[1].ravel()
-    column_class = np.full(len(columns), -1)
-    column_class[live_columns] = np.unique(live, axis=1, return_inverse=True)[1].ravel()
+    live = layers[:, live_rows][:, :, live_columns]
+    row_class, column_class = np.full(len(rows), -1), np.full(len(columns), -1)
+    by_row = live.transpose(1, 0, 2).reshape(len(live_rows), -1)
+    by_column = live.transpose(2, 0, 1).reshape(len(live_columns), -1)
+    row_class[live_rows] = np.unique(by_row, axis=0, return_inverse=True)[1].ravel()
+    column_class[live_columns] = np.unique(by_column, axis=0, return_inverse=True)[1].ravel()
     return row_class, column_class
 
 

@@ -13,8 +13,13 @@ import pulp
 from autoplan.errors import AutoplanError, InfeasibleError
 from autoplan.solver.formulation import Formulation, formulate, normal_form
 from autoplan.solver.local_search import local_search
-from autoplan.solver.problem import Certificate, Problem, Solution, Variable, relative_gap
-from autoplan.solver.reduce import reduce
+from autoplan.solver.problem import (
+    Certificate,
+    Problem,
+    Solution,
+    UndecidedError,
+    relative_gap,
+)
 
 _TOLERANCE = 1e-9
 _MAX_REPAIRS = 20
@@ -22,30 +27,34 @@ _INFEASIBLE = (
     highspy.HighsModelStatus.kInfeasible,
     highspy.HighsModelStatus.kUnboundedOrInfeasible,
 )
-# HiGHS 1.15.1 can loop for ever in this presolve rule, where no time limit is seen
-# (tests/solver/test_presolve.py); the other rules stay.
-_DOUBLETON_EQUATIONS = 1 << 9
-
+# HiGHS 1.15.1's presolve is off: on small problems of this form it loops for ever, where no time
+# limit is seen, or says infeasible of what is not (tests/solver/test_presolve.py). Reductions and
+# dual bounds here have done its work.
 _LEAST_TIME_S = 0.01
-_LEAST_MEMORY_TIME_S = 10.0
 
 
-def solve_ilp(problem: Problem, time_limit_s: float = 60.0, gap: float = 0.0) -> Solution:
+def solve_ilp(
+    problem: Problem,
+    time_limit_s: float = 60.0,
+    gap: float = 0.0,
+    incumbent: Sequence[int] | None = None,
+) -> Solution:
     """The best choices of `problem` as an ILP, with HiGHS' bound.
 
-    Starts from a local search. Stops at the relative `gap`, or after `time_limit_s` seconds with
-    the best choices so far, their gap, and the status "time limit". Deterministic but for the
-    time limit: one thread, a fixed seed. Objective and memory are evaluated from the arrays, not
-    taken from HiGHS. Raises InfeasibleError if no choice is allowed and fits, or if none was found
-    in time; the message says which, and the least memory found if memory is the cause.
-    AutoplanError if HiGHS fails.
+    Starts from `incumbent`, feasible choices, or from a local search. Stops at the relative `gap`,
+    or after `time_limit_s` seconds with the best choices so far, their gap, and the status "time
+    limit". Deterministic but for the time limit: one thread, a fixed seed. Objective and limits are
+    evaluated from the arrays, not taken from HiGHS. Raises InfeasibleError if no choice is allowed
+    and keeps the limits, UndecidedError if none was found in time, AutoplanError if HiGHS fails.
     """
     start = time.perf_counter()
     normal = normal_form(problem)
     if normal is None:
-        raise explain_infeasible(problem, time_limit_s)
-    incumbent = local_search(problem)
+        raise _conflict(problem)
+    if incumbent is None:
+        incumbent = local_search(problem)
     if incumbent is not None:
+        incumbent = tuple(incumbent)
         objective = problem.objective(incumbent)
         if relative_gap(objective, normal.constant) <= gap:
             bound = min(objective, normal.constant)
@@ -54,12 +63,10 @@ def solve_ilp(problem: Problem, time_limit_s: float = 60.0, gap: float = 0.0) ->
     formulation = formulate(normal, incumbent)
     outcome = _run(problem, formulation, incumbent, start + time_limit_s, gap)
     found = [c for c in (outcome.choices, incumbent) if c is not None]
-    if not found and not outcome.finished and problem.memory_limit is not None:
-        found = [c for c in (_least_memory(problem, time_limit_s),) if problem.is_feasible(c)]
     if not found:
         if outcome.finished:
-            raise explain_infeasible(problem, time_limit_s)
-        raise InfeasibleError(
+            raise _conflict(problem)
+        raise UndecidedError(
             f"no plan was found in {time_limit_s} s, and none was ruled out; raise the time limit"
         )
     best = min(found, key=problem.objective)
@@ -68,43 +75,12 @@ def solve_ilp(problem: Problem, time_limit_s: float = 60.0, gap: float = 0.0) ->
     return _solution(problem, best, bound, start, outcome.finished, formulation.num_binaries)
 
 
-def explain_infeasible(problem: Problem, time_limit_s: float = 60.0) -> InfeasibleError:
-    """Why `problem` has no solution: its memory limit and the least memory found, or a conflict.
-
-    Minimises memory, ignoring cost, for up to `time_limit_s` seconds, and 10 at most.
-    """
-    conflict = InfeasibleError(
-        "constraints conflict: every choice of candidates has a forbidden one or a forbidden "
-        "pair; drop a constraint"
-    )
-    if problem.memory_limit is None:
-        return conflict
-    try:
-        least = problem.memory(_least_memory(problem, time_limit_s))
-    except InfeasibleError as error:
-        return error
-    if problem.fits(least):
-        return InfeasibleError(
-            f"no plan was found in {time_limit_s} s, but one of {least:.0f} bytes exists; raise "
-            "the time limit"
-        )
+def _conflict(problem: Problem) -> InfeasibleError:
+    limited = ", or breaks a limit" if problem.limits else ""
     return InfeasibleError(
-        f"memory limit of {problem.memory_limit:.0f} bytes ({problem.memory_limit / 2**30:.3g} "
-        f"GiB) cannot be met: the least memory found possible is {least:.0f} bytes "
-        f"({least / 2**30:.3g} GiB); raise the limit or allow more ways to shard"
+        "constraints conflict: every choice of candidates has a forbidden one or a forbidden "
+        f"pair{limited}; drop a constraint"
     )
-
-
-def _least_memory(problem: Problem, time_limit_s: float) -> tuple[int, ...]:
-    """Allowed choices of the least memory found; InfeasibleError if none is allowed."""
-    variables = tuple(
-        Variable(v.name, np.where(np.isinf(v.cost), np.inf, v.memory), np.zeros_like(v.memory))
-        for v in problem.variables
-    )
-    edges = {edge: np.where(np.isinf(m), np.inf, 0.0) for edge, m in problem.edges.items()}
-    reduced = reduce(Problem(variables, edges))
-    core = solve_ilp(reduced.problem, min(time_limit_s, _LEAST_MEMORY_TIME_S))
-    return reduced.expand(core.choices)
 
 
 @dataclass(frozen=True)
@@ -124,7 +100,10 @@ def _run(
     gap: float,
 ) -> _Outcome:
     """Runs HiGHS; choices that break a constraint within its tolerance are cut off, again."""
-    carriers = [i for i, v in enumerate(problem.variables) if v.memory.max() > v.memory.min()]
+    counted = sorted(
+        {u for limit in problem.limits for u in limit.vectors}
+        | {u for limit in problem.limits for edge in limit.matrices for u in edge}
+    )
     bound = -np.inf
     for _ in range(_MAX_REPAIRS):
         if incumbent is not None:
@@ -151,13 +130,15 @@ def _run(
             return _Outcome(choices, bound, finished)
         if not finished:
             return _Outcome(None, bound, finished=False)
-        oversized = not problem.fits(problem.memory(choices))
-        formulation.forbid(choices, carriers if oversized else range(len(choices)))
+        oversized = not problem.keeps_limits(choices)
+        formulation.forbid(choices, counted if oversized else range(len(choices)))
     return _Outcome(None, bound, finished=False)
 
 
-class _WarmStartedHiGHS(pulp.HiGHS):  # type: ignore[misc]
-    """PuLP's HiGHS, which starts from the variables' values and may end without any."""
+class WarmStartedHiGHS(pulp.HiGHS):  # type: ignore[misc]
+    """PuLP's HiGHS: starts from the variables' values if `warmStart`, may end without any."""
+
+    warmStart = False  # noqa: N815 (PuLP's name)
 
     def callSolver(self, lp: pulp.LpProblem) -> None:  # noqa: N802 (PuLP's name)
         if self.warmStart:
@@ -176,7 +157,7 @@ class _WarmStartedHiGHS(pulp.HiGHS):  # type: ignore[misc]
 def _solver(formulation: Formulation, warm: bool, deadline: float, gap: float) -> pulp.HiGHS:
     # HiGHS sees the objective without the constant: its share of the gap is an absolute one.
     constant = formulation.constant
-    solver = _WarmStartedHiGHS(
+    solver = WarmStartedHiGHS(
         msg=False,
         threads=1,
         timeLimit=max(_LEAST_TIME_S, deadline - time.perf_counter()),
@@ -184,7 +165,7 @@ def _solver(formulation: Formulation, warm: bool, deadline: float, gap: float) -
         gapAbs=gap * max(constant, 0.0) / formulation.unit_s,
         random_seed=0,
         parallel="off",
-        presolve_rule_off=_DOUBLETON_EQUATIONS,
+        presolve="off",
         primal_feasibility_tolerance=_TOLERANCE,
         dual_feasibility_tolerance=_TOLERANCE,
         mip_feasibility_tolerance=_TOLERANCE,

@@ -1,142 +1,134 @@
-"""A first feasible choice: greedy, then one variable at a time, with a price on memory."""
+"""Local search: choices that no change of a single variable improves."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from autoplan.solver.problem import FloatArray, Problem
+from autoplan.solver.problem import FloatArray, Limit, Problem
 
-_PRICE_STEPS = 12
-_BISECTIONS = 5
 _MOVES_PER_VARIABLE = 20
-_MAX_PASSES = 10
 
 
-@dataclass(frozen=True, eq=False)
-class _Landscape:
-    """Finite costs: what is forbidden costs more than any feasible choice can."""
-
-    costs: tuple[FloatArray, ...]
-    memories: tuple[FloatArray, ...]
-    # neighbours[u] = ((v, matrix[ku, kv]), ...)
-    neighbours: tuple[tuple[tuple[int, FloatArray], ...], ...]
-    span: float
-
-
-def local_search(problem: Problem) -> tuple[int, ...] | None:
-    """A feasible choice that no single allowed change improves, or None if none was found.
-
-    Memory is priced (seconds per byte): the price rises until the choice fits, is bisected back,
-    and the leanest fit is improved within the limit. Deterministic, and no proof of anything.
-    """
-    land = _landscape(problem)
-    choices = _descend(land, _greedy(land, 0.0), 0.0)
-    if problem.is_feasible(choices):
-        return tuple(choices)
-    heaviest = sum(float(m.max()) for m in land.memories)
-    if problem.memory_limit is None or heaviest == 0.0:
-        return None
-
-    low, high = 0.0, land.span / heaviest * 1e-3
-    for _ in range(_PRICE_STEPS):
-        choices = _descend(land, _greedy(land, high), high)
-        if problem.is_feasible(choices):
-            break
-        low, high = high, high * 8
-    else:
-        return None
-    found = [choices]
-    for _ in range(_BISECTIONS):
-        price = (low * high) ** 0.5 if low > 0.0 else high / 8
-        choices = _descend(land, list(found[-1]), price)
-        if problem.is_feasible(choices):
-            found.append(choices)
-            high = price
-        else:
-            low = price
-    improved = [_descend_within(land, choices, problem.memory_limit) for choices in found]
-    # The prices' own choices too: a sum kept up step by step may have drifted over the limit.
-    feasible = [tuple(c) for c in improved + found if problem.is_feasible(c)]
-    return min(feasible, key=problem.objective, default=None)
-
-
-def _landscape(problem: Problem) -> _Landscape:
-    arrays = [v.cost for v in problem.variables] + list(problem.edges.values())
-    magnitudes = (np.abs(a, where=np.isfinite(a), out=np.zeros_like(a)).max() for a in arrays)
-    span = 2 * float(sum(magnitudes)) + 1e-30
-    neighbours: list[list[tuple[int, FloatArray]]] = [[] for _ in problem.variables]
+def greedy(problem: Problem) -> list[int]:
+    """Chooses in index order, as if every later neighbour could take its best; limits aside."""
+    before: list[list[tuple[int, FloatArray]]] = [[] for _ in problem.variables]
+    totals = [variable.cost.copy() for variable in problem.variables]
     for (u, v), matrix in problem.edges.items():
-        finite = np.where(np.isfinite(matrix), matrix, span)
-        neighbours[u].append((v, finite))
-        neighbours[v].append((u, finite.T))
-    return _Landscape(
-        costs=tuple(np.where(np.isfinite(v.cost), v.cost, span) for v in problem.variables),
-        memories=tuple(v.memory for v in problem.variables),
-        neighbours=tuple(tuple(n) for n in neighbours),
-        span=span,
-    )
-
-
-def _greedy(land: _Landscape, price: float) -> list[int]:
-    """Chooses in index order, as if every later neighbour could take its best."""
+        totals[u] += matrix.min(axis=1)
+        before[v].append((u, matrix))
     choices: list[int] = []
-    for u, cost in enumerate(land.costs):
-        total = cost + price * land.memories[u]
-        for v, matrix in land.neighbours[u]:
-            total = total + (matrix[:, choices[v]] if v < u else matrix.min(axis=1))
+    for total, sources in zip(totals, before, strict=True):
+        for u, matrix in sources:
+            total += matrix[choices[u]]
         choices.append(int(total.argmin()))
     return choices
 
 
-def _descend_within(land: _Landscape, start: list[int], memory_limit: float) -> list[int]:
-    """Descends within the limit, again while changes have made room for others."""
-    choices = start
-    for _ in range(_MAX_PASSES):
-        before, choices = choices, _descend(land, choices, 0.0, memory_limit)
-        if choices == before:
-            break
-    return choices
+def local_search(problem: Problem) -> tuple[int, ...] | None:
+    """Feasible choices that no single allowed change improves, or None if none were found."""
+    choices = tuple(descend(problem, greedy(problem)))
+    return choices if problem.is_feasible(choices) else None
 
 
-def _descend(
-    land: _Landscape, start: Sequence[int], price: float, memory_limit: float | None = None
+def descend(
+    problem: Problem,
+    start: Sequence[int],
+    keep_limits: bool = False,
+    landscape: Landscape | None = None,
 ) -> list[int]:
-    """Changes one variable at a time while that lowers cost + price * memory.
+    """Changes one variable at a time while that costs less; deterministic.
 
-    With `memory_limit` only changes that fit are made; `start` must fit.
+    With `keep_limits`, which `start` must keep, only to what keeps them, too. Forbidden choices
+    cost more than all others together, so that their number falls first. `landscape`: of `problem`,
+    where it is at hand.
     """
+    land = Landscape(problem) if landscape is None else landscape
     choices = list(start)
-    fields = []
-    for u, cost in enumerate(land.costs):
-        field = cost + price * land.memories[u]
-        for v, matrix in land.neighbours[u]:
-            field += matrix[:, choices[v]]
-        fields.append(field)
-    used = sum(float(m[c]) for m, c in zip(land.memories, choices, strict=True))
-
+    fields = land.fields(choices)
+    limits = [_Sum(limit, problem, choices) for limit in problem.limits] if keep_limits else []
     queue = deque(range(len(choices)))
     waiting = [True] * len(choices)
     moves_left = _MOVES_PER_VARIABLE * len(choices)
     while queue and moves_left:
         u = queue.popleft()
         waiting[u] = False
-        old, memory = choices[u], land.memories[u]
-        field = fields[u]
-        if memory_limit is not None:
-            field = np.where(used - memory[old] + memory <= memory_limit, field, np.inf)
+        old, field = choices[u], fields[u]
+        for limit in limits:
+            field = np.where(limit.allows(u, old), field, np.inf)
         new = int(field.argmin())
-        if not field[new] < field[old]:
+        if not field[new] < fields[u][old]:
             continue
         moves_left -= 1
         choices[u] = new
-        used += float(memory[new] - memory[old])
+        for limit in limits:
+            limit.change(u, old, new)
         for v, matrix in land.neighbours[u]:
             fields[v] += matrix[new] - matrix[old]
-            if not waiting[v]:
+        # What left room in a limit may let anything else move.
+        for v in range(len(choices)) if limits else (v for v, _ in land.neighbours[u]):
+            if not waiting[v] and v != u:
                 waiting[v] = True
                 queue.append(v)
     return choices
+
+
+class Landscape:
+    """Finite costs: what is forbidden costs more than any feasible choice can."""
+
+    def __init__(self, problem: Problem) -> None:
+        arrays = [v.cost for v in problem.variables] + list(problem.edges.values())
+        magnitudes = (np.abs(a, where=np.isfinite(a), out=np.zeros(a.shape)).max() for a in arrays)
+        span = 2 * float(sum(magnitudes)) + 1e-30
+        self.costs = [_finite(v.cost, span) for v in problem.variables]
+        self.neighbours: list[list[tuple[int, FloatArray]]] = [[] for _ in problem.variables]
+        for (u, v), matrix in problem.edges.items():
+            finite = _finite(matrix, span)
+            self.neighbours[u].append((v, finite))
+            self.neighbours[v].append((u, finite.T))
+
+    def fields(self, choices: Sequence[int]) -> list[FloatArray]:
+        """float[ku] for every u: what its candidates cost beside the others' choices."""
+        result = []
+        for cost, around in zip(self.costs, self.neighbours, strict=True):
+            field = cost.copy()
+            for v, matrix in around:
+                field += matrix[:, choices[v]]
+            result.append(field)
+        return result
+
+
+def _finite(array: FloatArray, span: float) -> FloatArray:
+    return np.where(np.isfinite(array), array, span)
+
+
+class _Sum:
+    """A limit's sum, kept up while choices change."""
+
+    def __init__(self, limit: Limit, problem: Problem, choices: Sequence[int]) -> None:
+        self.limit = limit
+        self.fields = [np.zeros(v.num_candidates) for v in problem.variables]
+        self.neighbours: dict[int, list[tuple[int, FloatArray]]] = {}
+        for u, vector in limit.vectors.items():
+            self.fields[u] += vector
+        for (u, v), matrix in limit.matrices.items():
+            self.fields[u] += matrix[:, choices[v]]
+            self.fields[v] += matrix[choices[u]]
+            self.neighbours.setdefault(u, []).append((v, matrix))
+            self.neighbours.setdefault(v, []).append((u, matrix.T))
+        self.total = limit.total(choices)
+
+    def allows(self, u: int, now: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """bool[ku]: which candidates of u keep the limit; the one it has now does."""
+        field = self.fields[u]
+        allowed: np.ndarray[tuple[int], np.dtype[np.bool_]]
+        allowed = self.total - field[now] + field <= self.limit.most + self.limit.tolerance
+        allowed[now] = True
+        return allowed
+
+    def change(self, u: int, old: int, new: int) -> None:
+        self.total += float(self.fields[u][new] - self.fields[u][old])
+        for v, matrix in self.neighbours.get(u, ()):
+            self.fields[v] += matrix[new] - matrix[old]

@@ -3,8 +3,11 @@
 The reductions of PBQP: Scholz & Eckstein, "Register allocation for irregular architectures"
 (2002): R0, RI, RII and the normalisation of edges; Hames & Scholz, "Nearly optimal register
 allocation with PBQP" (2006). Dominated candidates: Goldstein, "Efficient rotamer elimination
-applied to protein side-chains" (1994). A variable may be eliminated only if it carries no memory,
-that is if its choice cannot matter to the memory limit.
+applied to protein side-chains" (1994). A variable may be eliminated only if its choice cannot
+matter to a limit.
+
+Equal blocks of a model share their arrays, so that what was worked out for one is remembered for
+the others (`ArrayCache`).
 """
 
 from __future__ import annotations
@@ -17,15 +20,26 @@ import numpy as np
 import numpy.typing as npt
 
 from autoplan.errors import InfeasibleError
-from autoplan.solver.candidates import non_dominated, split_sum
-from autoplan.solver.problem import MEMORY_ROUNDING, Edge, FloatArray, Problem, Variable
+from autoplan.solver.amounts import Amounts
+from autoplan.solver.array_cache import ArrayCache
+from autoplan.solver.candidates import (
+    all_finite,
+    is_allowed,
+    least_with,
+    masked,
+    non_dominated,
+    non_dominated_unlimited,
+    split_sum,
+    with_partner,
+)
+from autoplan.solver.problem import Edge, FloatArray, Problem, Variable
 
 IntArray: TypeAlias = npt.NDArray[np.intp]
 _Item = TypeVar("_Item")
 
 # Testing a hub again after every change around it would be quadratic; stopping early is exact too.
 _MAX_DOMINANCE_TESTS = 8
-_MAX_MEMORY_PASSES = 20
+_MAX_LIMIT_PASSES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +61,14 @@ class _Elimination:
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
-    """`problem` plus the constants equals the full problem, for its best completion.
+    """`problem` plus `constant_cost` seconds equals the full problem, for its best completion.
 
     `survivors[i]` is the full problem's index of variable i, `kept[i]` its candidates that are
-    left. `constant_cost`: seconds. `constant_memory`: bytes taken off the limit; 0.0 if
-    `problem.memory_limit` is None, because the limit was None or cannot bind any more.
+    left. Limits that cannot bind any more are gone.
     """
 
     problem: Problem
     constant_cost: float
-    constant_memory: float
     survivors: tuple[int, ...]
     kept: tuple[IntArray, ...]
     eliminations: tuple[_Elimination, ...]
@@ -73,9 +85,9 @@ def reduce(problem: Problem) -> Reduced:
     """Eliminates what can be decided without search; the optimum stays the same.
 
     Splits edges that are a sum of node costs, deletes forbidden and dominated candidates, and
-    eliminates variables of degree <= 2 that carry no memory, until nothing changes. Near linear
+    eliminates variables of degree <= 2 that no limit counts, until nothing changes. Near linear
     in the number of variables, cubic in the number of candidates. Raises InfeasibleError if a
-    variable loses its last candidate, or if the least memories exceed the limit.
+    variable loses its last candidate, or if the least amounts exceed a limit.
     """
     work = _Work(problem)
     passes = 0
@@ -88,7 +100,7 @@ def reduce(problem: Problem) -> Reduced:
             work.eliminate(_pop(work.links))
         elif work.untested:
             work.delete_dominated(_pop(work.untested))
-        elif passes < _MAX_MEMORY_PASSES and work.delete_oversized():
+        elif passes < _MAX_LIMIT_PASSES and work.tighten():
             passes += 1
         else:
             return work.reduced()
@@ -108,15 +120,15 @@ class _Work:
 
     def __init__(self, problem: Problem) -> None:
         self.variables = problem.variables
-        self.memory_limit = problem.memory_limit
+        self.remember = ArrayCache()
+        self.limits = [Amounts(limit) for limit in problem.limits]
         self.cost = [v.cost for v in self.variables]
-        self.memory = [v.memory for v in self.variables]
         self.kept: list[IntArray] = [np.arange(v.num_candidates) for v in self.variables]
         self.edges: list[dict[int, FloatArray]] = [{} for _ in self.variables]
         self.alive = [True] * len(self.variables)
         self.eliminations: list[_Elimination] = []
         self.constant_cost = 0.0
-        self.constant_memory = 0.0
+        self.tightened: dict[str, None] = {}  # limits that candidates were deleted for
         self.tests_left = [_MAX_DOMINANCE_TESTS] * len(self.variables)
         self.dirty_edges: dict[Edge, None] = {}
         self.leaves: dict[int, None] = {}
@@ -133,10 +145,10 @@ class _Work:
         u, v = edge
         if v not in self.edges[u]:
             return
-        if not np.isfinite(self.edges[u][v]).all():
-            self._keep(u, self.edges[u][v].min(axis=1) < np.inf)
-            self._keep(v, self.edges[v][u].min(axis=1) < np.inf)
-        split = split_sum(self.edges[u][v])
+        if not self.remember(all_finite, self.edges[u][v]):
+            self._keep(u, self.remember(with_partner, self.edges[u][v]))
+            self._keep(v, self.remember(with_partner, self.edges[v][u]))
+        split = self.remember(split_sum, self.edges[u][v])
         if split is not None:
             del self.edges[u][v], self.edges[v][u]
             self._add_cost(u, split[0])
@@ -145,34 +157,29 @@ class _Work:
     def eliminate(self, u: int) -> None:
         """R0, RI and RII: u takes its best candidate, whatever its <= 2 neighbours choose."""
         neighbours = tuple(self.edges[u])
-        if not self.alive[u] or len(neighbours) > 2 or self._carries_memory(u):
+        if not self.alive[u] or len(neighbours) > 2 or self._is_limited(u):
             return
-        total: FloatArray = self.cost[u]  # [ku], then [kv, ku], then [kv, kw, ku]
-        for v in neighbours:
-            total = total[..., None, :] + self.edges[v][u]
+        least, choice = self.remember(
+            least_with, self.cost[u], *(self.edges[v][u] for v in neighbours)
+        )
         self.eliminations.append(
-            _Elimination(
-                variable=u,
-                kept=self.kept[u],
-                neighbours=tuple((v, self.kept[v]) for v in neighbours),
-                best=total.argmin(axis=-1),
-            )
+            _Elimination(u, self.kept[u], tuple((v, self.kept[v]) for v in neighbours), choice)
         )
         self.alive[u] = False
         self.edges[u] = {}
         for v in neighbours:
             del self.edges[v][u]
-        if self.memory_limit is not None:
-            self.constant_memory += float(self.memory[u][0])
+        for limit in self.limits:
+            limit.settle(u)
 
-        least: FloatArray = total.min(axis=-1)
         if not neighbours:
             self.constant_cost += float(least)
         elif len(neighbours) == 1:
             self._add_cost(neighbours[0], least)
         else:
             v, w = neighbours
-            self._set_edge(v, w, self.edges[v][w] + least if w in self.edges[v] else least)
+            joined = self.edges[v].get(w)
+            self._set_edge(v, w, least if joined is None else self.remember(np.add, joined, least))
             self._look_again(v)
             self._look_again(w)
 
@@ -181,67 +188,76 @@ class _Work:
         if not self.alive[u] or self.tests_left[u] == 0 or self.cost[u].size == 1:
             return
         self.tests_left[u] -= 1
-        memory = self.memory[u] if self._carries_memory(u) else None
-        self._keep(u, non_dominated(self.cost[u], memory, self.edges[u].values()))
-
-    def delete_oversized(self) -> bool:
-        """Deletes candidates that cannot fit even if all others are least; whether any changed.
-
-        Lifts the limit when even the sum of the largest memories fits.
-        """
-        if self.memory_limit is None:
-            return False
-        alive = self._alive()
-        least = self.constant_memory + sum(float(self.memory[u].min()) for u in alive)
-        most = self.constant_memory + sum(float(self.memory[u].max()) for u in alive)
-        if most <= self.memory_limit:
-            self.memory_limit = None
-            for u in alive:
-                self._look_again(u)
-            return True
-        if least > self.memory_limit * (1 + MEMORY_ROUNDING):
-            raise InfeasibleError(
-                f"memory limit of {self.memory_limit:.0f} bytes cannot be met: even the least "
-                f"candidates take {least:.0f} bytes; raise the limit"
+        if self._is_limited(u):
+            amounts = [limit.around(u, self.cost[u].size) for limit in self.limits]
+            self._keep(u, non_dominated(self.cost[u], self.edges[u].values(), amounts))
+        else:
+            self._keep(
+                u, self.remember(non_dominated_unlimited, self.cost[u], *self.edges[u].values())
             )
-        # The margin keeps what fits exactly, in spite of the rounding of the sums.
-        slack = self.memory_limit - least + 1e-9 * self.memory_limit
-        return any([self._keep(u, self.memory[u] - self.memory[u].min() <= slack) for u in alive])
+
+    def tighten(self) -> bool:
+        """Deletes candidates that break a limit even if all others are least; whether any changed.
+
+        Lifts a limit that even the largest amounts keep.
+        """
+        changed = False
+        for limit in tuple(self.limits):
+            least, most = limit.range()
+            if limit.given.holds(most):
+                self.limits.remove(limit)
+                for u in limit.variables():
+                    self._look_again(u)
+                changed = True
+                continue
+            if not limit.given.holds(least):
+                raise InfeasibleError(
+                    f"limit {limit.given.name!r} of {limit.given.most:.0f} cannot be met: even the "
+                    f"least candidates need {least:.0f}; raise the limit"
+                )
+            # The margin keeps what fits exactly, in spite of the rounding of the sums.
+            slack = limit.given.most - least + 1e-9 * abs(limit.given.most) + limit.given.tolerance
+            for u in limit.variables():
+                mask = limit.excess(u, self.cost[u].size) <= slack
+                if not mask.all():
+                    self.tightened[limit.given.name] = None
+                changed |= self._keep(u, mask)
+        return changed
 
     def reduced(self) -> Reduced:
-        """The frozen result; least memories are taken off the limit."""
-        alive = self._alive()
+        """The frozen result."""
+        alive = [u for u, alive in enumerate(self.alive) if alive]
         position = {u: i for i, u in enumerate(alive)}
-        limit = self.memory_limit
-        variables = []
-        for u in alive:
-            least = float(self.memory[u].min())
-            memory = np.zeros_like(self.memory[u]) if limit is None else self.memory[u] - least
-            self.constant_memory += least
-            variables.append(Variable(self.variables[u].name, self.cost[u], memory))
         edges = {
             (position[u], position[v]): matrix
             for u in alive
             for v, matrix in self.edges[u].items()
             if u < v
         }
-        if limit is not None:
-            limit = max(0.0, limit - self.constant_memory)
+        variables = tuple(Variable(self.variables[u].name, self.cost[u]) for u in alive)
         return Reduced(
-            problem=Problem(tuple(variables), edges, limit),
+            problem=Problem(variables, edges, tuple(each.frozen(position) for each in self.limits)),
             constant_cost=self.constant_cost,
-            constant_memory=0.0 if limit is None else self.constant_memory,
             survivors=tuple(alive),
             kept=tuple(self.kept[u] for u in alive),
             eliminations=tuple(self.eliminations),
         )
 
-    def _alive(self) -> list[int]:
-        return [u for u, alive in enumerate(self.alive) if alive]
+    def _conflict(self, name: str) -> str:
+        if self.tightened:
+            limits = ", ".join(repr(limit) for limit in self.tightened)
+            return (
+                f"limits conflict with other constraints: no candidate of {name!r} is left that is "
+                f"allowed, fits its neighbours and keeps {limits}; raise a limit or drop a "
+                "constraint near it"
+            )
+        return (
+            f"constraints conflict: no candidate of {name!r} is left that is allowed and fits its "
+            "neighbours; drop a constraint near it"
+        )
 
-    def _carries_memory(self, u: int) -> bool:
-        memory = self.memory[u]
-        return self.memory_limit is not None and bool((memory != memory[0]).any())
+    def _is_limited(self, u: int) -> bool:
+        return any(limit.counts(u) for limit in self.limits)
 
     def _look_again(self, u: int) -> None:
         self.untested[u] = None
@@ -256,26 +272,26 @@ class _Work:
         self.dirty_edges[(u, v) if u < v else (v, u)] = None
 
     def _add_cost(self, u: int, cost: FloatArray) -> None:
-        self.cost[u] = self.cost[u] + cost
+        self.cost[u] = self.remember(np.add, self.cost[u], cost)
         self._delete_forbidden(u)
         self._look_again(u)
 
     def _delete_forbidden(self, u: int) -> None:
-        self._keep(u, self.cost[u] < np.inf)
+        self._keep(u, self.remember(is_allowed, self.cost[u]))
 
     def _keep(self, u: int, mask: npt.NDArray[np.bool_]) -> bool:
         """Deletes the candidates of u outside `mask`; whether there were any."""
         if mask.all():
             return False
         if not mask.any():
-            raise InfeasibleError(
-                f"constraints conflict: no candidate of {self.variables[u].name!r} is left that "
-                "is allowed and fits its neighbours; drop a constraint near it"
-            )
-        self.cost[u], self.memory[u] = self.cost[u][mask], self.memory[u][mask]
-        self.kept[u] = self.kept[u][mask]
+            raise InfeasibleError(self._conflict(self.variables[u].name))
+        self.cost[u] = self.remember(masked, self.cost[u], mask)
+        self.kept[u] = self.remember(masked, self.kept[u], mask)
         for v in self.edges[u]:
-            self._set_edge(u, v, self.edges[u][v][mask])
+            self._set_edge(u, v, self.remember(masked, self.edges[u][v], mask))
             self._look_again(v)
+        for limit in self.limits:
+            for v in limit.keep(u, mask):
+                self._look_again(v)
         self._look_again(u)
         return True

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import torch.distributed
 
-import autoplan.within_memory
+import autoplan.memory.within_memory
 from autoplan.solver import Certificate, Problem, Solution
 
 
@@ -23,7 +23,7 @@ def any_choice(seed: int) -> Iterator[None]:
     """
     drawn = 0
 
-    def solve(problem: Problem, classes: Any = None, time_limit_s: float = 0.0) -> Solution:
+    def solve(problem: Problem, *_: Any, **__: Any) -> Solution:
         nonlocal drawn
         drawn += 1
         choices = _draw(problem, random.Random(seed))
@@ -31,7 +31,7 @@ def any_choice(seed: int) -> Iterator[None]:
         size = len(choices)
         return Solution(choices, Certificate(cost, 0.0, 1.0, 0.0, "time limit", size, 0, size))
 
-    with mock.patch.object(autoplan.within_memory, "solve", solve):
+    with mock.patch.object(autoplan.memory.within_memory, "solve", solve):
         yield
     follows = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
     assert drawn or follows, "nothing was planned, or another solver was called"

@@ -190,7 +190,7 @@ def _planning(case: Case, seed: int) -> Iterator[None]:
         yield
         return
     nothing = Baseline("data parallel", None, None, "left out")
-    baseline = mock.patch.object(autoplan.planning, "_baseline", return_value=nothing)
+    baseline = mock.patch.object(autoplan.planning, "baselines", return_value=(nothing,))
     with any_choice(seed), baseline:
         yield
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import autoplan.planning
+import autoplan.search
 from autoplan.strategies import RULES
 from autoplan.strategies.rule import Rule
 from tests.fuzz.draft import Program, Statement
@@ -67,7 +68,8 @@ def test_programs_are_made_of_every_family() -> None:
 def test_a_wrong_rule_is_found_and_the_program_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
     """tanh is not linear: of addends it makes something else."""
     wrong = {**RULES, "aten.tanh.default": Rule("*b -> *b", partial=(frozenset({0}),))}
-    monkeypatch.setattr(autoplan.planning, "rules_in_force", lambda: wrong)
+    for module in (autoplan.planning, autoplan.search):
+        monkeypatch.setattr(module, "rules_in_force", lambda: wrong)
     lines = ("x0 @ self.w1", "v0.tanh()", "v1.flip(0)", "x0.cos()")
     program = Program(
         ("self.w1 = nn.Parameter(real(1, 6, 5))",),

@@ -243,6 +243,22 @@ def test_only_a_causal_mask_becomes_the_flag(mask_of: Any, causal: bool) -> None
     assert bool(captured.constants) is not causal
 
 
+def test_every_mask_is_judged_by_itself() -> None:
+    """Layers may share a mask, or have others of the same shape."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        for mask in (causal, causal.flip(0, 1), causal):
+            x = F.scaled_dot_product_attention(self.linear(x), x, x, attn_mask=mask)
+        return x
+
+    captured = captured_and_equal(Fn(forward, linear=nn.Linear(8, 8)), torch.randn(2, 6, 8))
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    calls = captured.graph.find_nodes(op="call_function", target=attention)
+    assert [len(call.args) > 5 and call.args[5] is True for call in calls] == [True, False, True]
+
+
 # -- no-ops, regions, in-place ---------------------------------------------------------------------
 
 

@@ -17,10 +17,11 @@ from autoplan.capture import capture
 from autoplan.cost_models import Roofline, load_cluster
 from autoplan.formulate import formulate, priced_outputs, repeated_blocks
 from autoplan.layouts import B, Layout
+from autoplan.memory.liveness import timeline_of
 from autoplan.mesh import Mesh
 from autoplan.pricing import Pricer, Setting
 from autoplan.sites import Annotated
-from autoplan.solver import Problem, Solution, fold, solve, solve_ilp
+from autoplan.solver import Limit, Solution, fold, solve, solve_ilp
 from autoplan.strategies import RULES
 from tests.planner.models import Residual, gpt2, token_ids
 
@@ -42,7 +43,7 @@ def small() -> Any:
 def test_the_solver_loses_nothing_on_a_real_model(small: Any, mesh: Mesh) -> None:
     """Reduced, against the plain ILP of the whole problem: the same objective."""
     annotated = annotate(small, mesh, RULES)
-    problem = formulate(annotated, pricer_on(mesh), None, False)
+    problem = formulate(annotated, pricer_on(mesh), False)
     plain = solve_ilp(problem, 120.0, gap=0.0)
     reduced = solve(problem, None, 120.0)
     assert plain.certificate.gap == reduced.certificate.gap == 0.0
@@ -54,17 +55,20 @@ def test_folding_costs_nothing_where_layers_are_alike(mesh: Mesh) -> None:
     """Three of four layers held to one choice: never cheaper than free ones, here no dearer."""
     ids = token_ids(8, 16)
     annotated = annotate(capture(gpt2(n_layer=4), (ids,), {"labels": ids}), mesh, RULES)
-    problem = formulate(annotated, pricer_on(mesh), None, False)
+    problem = formulate(annotated, pricer_on(mesh), False)
     free = solve(problem, None, 120.0)
     folded = solve(problem, repeated_blocks(annotated), 120.0)
     assert folded.certificate.folding is not None
     assert folded.certificate.folding.num_classes < 0.7 * len(annotated.sites)
+    assert folded.certificate.folding.cost_s == 0.0
     assert folded.certificate.objective == pytest.approx(free.certificate.objective, rel=1e-9)
 
 
-def _binding(problem: Problem, free: Solution, part: float = 0.8) -> Problem:
-    """The same problem under a limit below what its optimum takes."""
-    return replace(problem, memory_limit=part * problem.memory(free.choices))
+def _binding(annotated: Annotated, mesh: Mesh, free: Solution) -> Limit:
+    """A limit, at the moment of an optimum's peak, below what it takes there."""
+    timeline = timeline_of(annotated, pricer_on(mesh))
+    peak = timeline.peak(free.choices)
+    return timeline.limit(peak.moment, 0.8 * peak.total)
 
 
 @pytest.mark.parametrize(
@@ -73,29 +77,39 @@ def _binding(problem: Problem, free: Solution, part: float = 0.8) -> Problem:
 def test_nor_under_a_binding_memory_limit(mesh: Mesh) -> None:
     """Two blocks of an MLP with a residual stream; the plain ILP of GPT-2 takes minutes here."""
     annotated = annotate(capture(Residual(2), (torch.randn(64, 16),)), mesh, RULES)
-    problem = formulate(annotated, pricer_on(mesh), None, False)
+    problem = formulate(annotated, pricer_on(mesh), False)
     free = solve(problem)
-    tight = _binding(problem, free)
+    limit = _binding(annotated, mesh, free)
+    tight = replace(problem, limits=(limit,))
     reduced = solve(tight, None, 120.0)
     plain = solve_ilp(tight, 120.0, gap=0.0)
     assert plain.certificate.gap == reduced.certificate.gap == 0.0
     assert reduced.certificate.objective == pytest.approx(plain.certificate.objective, rel=1e-9)
     assert reduced.certificate.objective > free.certificate.objective
-    assert tight.memory(reduced.choices) <= tight.memory_limit * (1 + 1e-9)
+    assert limit.total(reduced.choices) <= limit.most
 
 
-def test_folded_under_a_binding_limit_is_the_folded_problems_optimum() -> None:
+def test_folding_loses_nothing_under_a_binding_limit() -> None:
+    """Folded blocks are a start only: the optimum is that of the problem as it is."""
     mesh = MESHES[0]
     annotated = annotate(capture(Residual(4), (torch.randn(64, 16),)), mesh, RULES)
     classes = repeated_blocks(annotated)
-    problem = formulate(annotated, pricer_on(mesh), None, False)
-    tight = _binding(problem, solve(problem, classes))
-    folded = solve(tight, classes, 120.0)
+    problem = formulate(annotated, pricer_on(mesh), False)
+    free = solve(problem, classes)
+    tight = replace(problem, limits=(_binding(annotated, mesh, free),))
+    solution = solve(tight, classes, 120.0)
+    assert solution.certificate.gap == 0.0
+    objective = solution.certificate.objective
+    assert objective == pytest.approx(solve(tight, None, 120.0).certificate.objective, rel=1e-9)
     small = fold(tight, classes)
-    plain = solve_ilp(small.problem, 120.0, gap=0.0)
-    assert folded.certificate.objective == pytest.approx(plain.certificate.objective, rel=1e-9)
-    assert tight.objective(small.expand(plain.choices)) == pytest.approx(
-        plain.certificate.objective, rel=1e-9
+    alike = solve(small.problem, None, 120.0)
+    assert tight.objective(small.expand(alike.choices)) == pytest.approx(
+        alike.certificate.objective, rel=1e-9
+    )
+    assert solution.certificate.folding is not None
+    lost_s = alike.certificate.objective - objective
+    assert solution.certificate.folding.cost_s == pytest.approx(
+        lost_s, rel=1e-6, abs=1e-9 * objective
     )
 
 
@@ -185,7 +199,7 @@ def test_the_objective_is_the_sum_of_its_parts(
 ) -> None:
     annotated = annotate(small, mesh, RULES)
     pricer = pricer_on(mesh, "h100", microbatches=microbatches)
-    problem = formulate(annotated, pricer, None, whole_outputs)
+    problem = formulate(annotated, pricer, whole_outputs)
     best = solve(problem)
     expected = price(annotated, best.choices, pricer, whole_outputs)
     assert best.certificate.objective == pytest.approx(expected, rel=1e-9)
@@ -201,7 +215,7 @@ def test_the_objective_is_the_sum_of_its_parts(
 def test_no_random_choice_beats_the_optimum(small: Any) -> None:
     mesh = MESHES[1]
     annotated = annotate(small, mesh, RULES)
-    problem = formulate(annotated, pricer_on(mesh), None, False)
+    problem = formulate(annotated, pricer_on(mesh), False)
     best = list(solve(problem).choices)
     least = problem.objective(best)
     rng = np.random.default_rng(0)
@@ -218,7 +232,6 @@ def test_more_microbatches_run_the_body_again() -> None:
     annotated = annotate(capture(Residual(1), (torch.randn(8, 16),)), mesh, RULES)
     once, four = (pricer_on(mesh, microbatches=n) for n in (1, 4))
     for site in annotated.sites:
-        saved = [False] * (len(site.inputs) + 1)
-        one, more = once.vectors(site, saved)[0], four.vectors(site, saved)[0]
+        one, more = once.costs(site), four.costs(site)
         factor = 1 if site.parameter_only else 4
         assert np.allclose(more, factor * one, rtol=1e-12), site.name

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import autoplan
+from autoplan.annotate import annotate
+from autoplan.capture import capture
 from autoplan.errors import HintError, InfeasibleError
-from autoplan.layouts import BP, B, Layout, S
+from autoplan.hints import Hint
+from autoplan.hints.text import Prefer
+from autoplan.layouts import BP, B, Layout, P, S
+from autoplan.mesh import Mesh
 from autoplan.plan import Plan
+from autoplan.registry import rules_in_force
 from tests.planner.models import MLP, Residual, gpt2, token_ids
 
 TWO = {"mesh": {"a": 2, "b": 2}}
+ONE = {"mesh": {"x": 4}}
+SPLITS = (S(0), S(1))
 
 
 def plan_mlp(hints: Any = None, parallel: Any = TWO, **options: Any) -> Plan:
@@ -45,6 +54,19 @@ def free() -> Plan:
         ({"up": "S(-1)"}, {"up": [(S(1), S(1))]}),
         ({"x": {"b": "S(0)"}}, {"x": [(B, S(0)), (S(0), S(0)), (S(1), S(0))]}),
         ({"x": "S(-2)"}, {"x": [(S(0), S(0))]}),
+        ({"up.weight": "!S"}, {"up.weight": [(B, B)]}),
+        ({"up.weight": "!B"}, {"up.weight": [(x, y) for x in SPLITS for y in SPLITS]}),
+        ({"up.weight": "!S(1) & !B"}, {"up.weight": [(S(0), S(0))]}),
+        ({"up.weight": "(!S, S & !S(0))"}, {"up.weight": [(B, S(1))]}),
+        ({"up.weight": "a=!S, b=S(-1)"}, {"up.weight": [(B, S(1))]}),
+        ({"up.weight": "(*, S(1))"}, {"up.weight": [(e, S(1)) for e in (B, *SPLITS)]}),
+        ({"up": "!S & !P"}, {"up": [(x, y) for x in (B, BP) for y in (B, BP)]}),
+        ({"up": {"a": "!B", "b": "!B"}},
+         {"up": [(x, y) for x in (P, *SPLITS) for y in (P, *SPLITS)]}),
+        ({"x": "!S(1)"}, {"x": [(x, y) for x in (B, S(0)) for y in (B, S(0))]}),
+        ({"output": "!P"}, {"output": [(x, y) for x in (B, BP) for y in (B, BP)]}),
+        ({"*": {"stage": 0}}, {}),
+        ({"up": "S(1); stage: -1"}, {"up": [(S(1), S(1))]}),
         ({"up.weight": "(S(0), B)", "up": {"a": "S(1)"}, "x": "B"},
          {"up.weight": [(S(0), B)], "x": [(B, B)]}),
     ],
@@ -116,6 +138,17 @@ def test_one_device_ignores_entries_for_all_axes() -> None:
         ({"up.weight": {"c": "B"}}, r"axis 'c'; the axes are \['a', 'b'\]"),
         ({"up.weight": "P"}, r"'up.weight': 'P' leaves 'up.weight' no layout on mesh a 2 x b 2"),
         ({3: "B"}, r"a hint's key is a path"),
+        ({"up": "S(2)"}, r"hint 'up': 'S\(2\)'.*2 dimensions.*S\(-2\) to S\(1\)"),
+        ({"x": "!S(2)"}, r"hint 'x': '!S\(2\)'.*2 dimensions"),
+        ({"up.weight": "!S & !B"}, r"'!S & !B' leaves 'up.weight' no layout.*Drop or widen it"),
+        ({"up.weight": "S(0) & S(1)"}, r"'&' joins one list of alternatives"),
+        ({"up": "use: B"}, r"'use' is for parameters"),
+        ({"x": {"storage": "B"}}, r"'storage' is for parameters"),
+        ({"x": "op: i"}, r"'op' speaks of the ops of modules"),
+        ({"up": "op: k"}, r"'up': 'op: k' names an index that no op there.*there are .*\bi, o\b"),
+        ({"up": {"stage": 1}}, r"the plan has 1 stage, so that a stage is 0 or -1, got 1"),
+        ({"up.weight": "stage: -2"}, r"the plan has 1 stage"),
+        ({"up.weight": "S(0) ~ much"}, r"cannot read the price in 'S\(0\) ~ much'"),
         *(
             pytest.param(
                 {"up.weight": value}, ".")
@@ -194,3 +227,145 @@ def test_results_that_are_pieces_can_be_planned_and_hinted() -> None:
     autoplan.plan(model, (x,), **options)
     plan = autoplan.plan(model, (x,), hints={"0": "S(0)"}, **options)
     assert plan.layout("0") == (S(0),)
+
+
+def test_a_result_of_several_that_lacks_a_dimension_is_not_meant() -> None:
+    """`S(1)` of a module that returns a matrix and a vector speaks of the matrix."""
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.linear(x)
+            return y.sin(), y.sum(-1)
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.two = Two()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            matrix, vector = self.two(x)
+            return (matrix + vector[:, None]).square().mean()
+
+    options = {"devices": 2, "cluster": "cpu", "parallel": {"mesh": {"x": 2}}}
+    plan = autoplan.plan(Outer(), (torch.randn(4, 8),), hints={"two": "S(1)"}, **options)
+    assert plan.hints == ("'two': 'S(1)'",)
+    with pytest.raises(HintError, match=r"'two': 'S\(2\)'.*dimension"):
+        autoplan.plan(Outer(), (torch.randn(4, 8),), hints={"two": "S(2)"}, **options)
+
+
+@pytest.mark.parametrize("use", ["B/P", "S(1)", "!S & !B/P"])
+def test_how_a_step_reads_a_parameter(use: str) -> None:
+    hints = {"up.weight": {"storage": "S(0)", "use": use}}
+    row = plan_mlp(hints, ONE).tensor("up.weight")
+    assert row.layout == "(S(0))"
+    assert row.use == {"!S & !B/P": "(B)"}.get(use, f"({use})")
+
+
+@pytest.mark.parametrize("index", ["i", "o", "B", "i|o"])
+def test_the_index_over_which_an_op_is_split(index: str) -> None:
+    """`op` pins the ops of a module by the index that they are split over; plan.explain shows it.
+
+    Ops of the module that have no such index stay free.
+    """
+    plan = plan_mlp({"up": {"op": index}, "down": {"op": f"!{index.split('|')[0]}"}}, ONE)
+    choices = {row.path: row.choice for row in plan.operations if "linear" in row.op}
+    assert choices["up"] in index.split("|")
+    assert choices["down"] != index.split("|")[0]
+    free = {row.path: row.choice for row in plan_mlp({"up": "B", "*": "op: o"}, ONE).operations}
+    assert free["up"] == free["down"] == "o"
+
+
+def test_a_wish_holds_as_long_as_it_costs_less_than_its_price() -> None:
+    """One wish, on one tensor: the plan is the pinned one or the free one, by what is worth it."""
+    free = plan_mlp(parallel=ONE)
+    pinned = plan_mlp({"down.weight": {"use": "S(0)"}}, ONE)
+    cost_ms = (pinned.step_time_s - free.step_time_s) * 1e3
+    assert cost_ms > 0, "the pin is to cost something"
+    wish = {"use": "S(0)"}
+    cheap = plan_mlp({"down.weight": Prefer(wish, ms=0.5 * cost_ms)}, ONE)
+    assert cheap.step_time_s == pytest.approx(free.step_time_s, rel=1e-9)
+    assert cheap.tensor("down.weight").use != "(S(0))"
+    assert any("is not met at 1 of 1 places" in note for note in cheap.notes)
+    dear = plan_mlp({"down.weight": f"use: S(0) ~ {2 * cost_ms:.9f} ms"}, ONE)
+    assert dear.tensor("down.weight").use == "(S(0))"
+    assert dear.step_time_s == pytest.approx(pinned.step_time_s, rel=1e-9)
+
+
+def test_a_wish_that_nothing_meets_is_noted() -> None:
+    plan = plan_mlp({"up.bias": Prefer("!S & !B", ms=1)}, ONE)
+    assert any("cannot be met at 'up.bias'" in note for note in plan.notes)
+    assert plan.step_time_s == pytest.approx(plan_mlp(parallel=ONE).step_time_s, rel=1e-9)
+
+
+def test_wishes_of_one_place_add_up() -> None:
+    """A wish each way: the dearer one is met, and what they cost is no part of the step time."""
+    prices = {"up.weight": "S(0) ~ 400 ms", "up.w*": "S(1) ~ 300 ms", "*p.weight": "S(1) ~ 200 ms"}
+    plan = plan_mlp(prices, ONE)
+    assert plan.layout("up.weight") == (S(1),)
+    assert plan.step_time_s < 0.1
+
+
+def test_a_hint_that_pins_nothing_is_refused() -> None:
+    """A module that hands on what it is given computes no value, and a container has no ops."""
+
+    class Idle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) if x.sin().ndim > 1 else x  # an op that no one reads
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Idle())
+    options = {"devices": 2, "cluster": "cpu", "parallel": {"mesh": {"x": 2}}}
+    with pytest.raises(
+        HintError, match=r"'1': 'op: i' speaks of ops, and the modules .* have none"
+    ):
+        autoplan.plan(model, (torch.randn(4, 8),), hints={"1": "op: i"}, **options)
+    plan = autoplan.plan(model, (torch.randn(4, 8),), hints={"1.inner": "op: i"}, **options)
+    choices = {row.path: row.choice for row in plan.operations}
+    assert choices["1.inner"] == "i"
+
+
+def test_wishes_for_one_block_set_it_apart() -> None:
+    """Repeated blocks share their choice; one with a wish of its own is another kind of block."""
+    captured = capture(Residual(3), (torch.randn(8, 16),))
+    wished = frozenset({S(0)})
+    wish = Hint("layers.1.up.weight", "use", {"x": wished}, "a wish", price_s=1e-3)
+    annotated = annotate(captured, Mesh.of(x=2), rules_in_force(), (wish,))
+    sites = {site.path: site for site in annotated.sites if site.kind == "parameter"}
+    first, second, third = (sites[f"layers.{i}.up.weight"].candidates for i in range(3))
+    assert first == second
+    assert first is third
+    assert first is not second
+    (preference,) = annotated.preferences
+    assert annotated.sites[preference.site].path == "layers.1.up.weight"
+    for candidate, penalty_s in zip(second, preference.penalty_s, strict=True):
+        assert penalty_s == (0.0 if candidate.outputs[0] == (S(0),) else 1e-3)
+    every = replace(wish, pattern="layers.*.up.weight")
+    annotated = annotate(captured, Mesh.of(x=2), rules_in_force(), (every,))
+    sites = {site.path: site for site in annotated.sites if site.kind == "parameter"}
+    assert len({id(sites[f"layers.{i}.up.weight"].candidates) for i in range(3)}) == 1
+    assert len(annotated.preferences) == 3
+
+
+def test_a_hint_on_a_module_without_a_result_is_refused() -> None:
+    """It counts, and hands on what it is given."""
+
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("total", torch.zeros(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.total.add_(x.detach().mean(0))
+            return x
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Counting(), torch.nn.Linear(8, 8))
+    options = {"devices": 2, "cluster": "cpu", "parallel": {"mesh": {"x": 2}}}
+    with pytest.raises(HintError, match=r"'1': 'B' names modules, none of which computes a tensor"):
+        autoplan.plan(model, (torch.randn(4, 8),), hints={"1": "B"}, **options)

@@ -73,18 +73,18 @@ def test_one_long_sequence_gives_tensor_parallelism_with_sequence_parallelism(la
 
 
 def test_a_large_batch_gives_fsdp() -> None:
-    """64 x 1024 tokens on 8 x H100 of 16 GB: weights stored split, activations split by sequence.
+    """64 x 1024 tokens on 8 x H100 with 18 GB: weights stored split, activations split by sequence.
 
     A layer's activations of 65,536 tokens (512 MB a tensor) now outweigh its weights (436 MB for
     all of them), so weights move. Splitting them where they are stored costs an all-gather and a
     reduce-scatter for data parallelism's all-reduce, the same bytes, and spares seven eighths of
-    the optimizer's pass: it is faster even without a limit. With 16 GB whole storage does not fit.
+    the optimizer's pass: it is faster even without a limit, and 18 GB do not hold whole storage.
     """
-    plan = plan_8b(1, 64, 1024, memory="16GB")
+    plan = plan_8b(1, 64, 1024, memory="18GB")
     assert plan.certificate.gap == 0.0
-    assert plan.peak_memory_bytes <= 16e9
+    assert plan.peak_memory_bytes <= 18e9
     assert plan.baseline.peak_memory_bytes is not None
-    assert plan.baseline.peak_memory_bytes > 16e9  # plain data parallelism would not fit
+    assert plan.baseline.peak_memory_bytes > 18e9  # plain data parallelism would not fit
     assert plan.baseline.step_time_s is not None
     assert plan.step_time_s < plan.baseline.step_time_s
     products = labels_of(plan, "linear")
@@ -106,10 +106,14 @@ def test_fsdp_weights_are_read_whole_with_a_partial_gradient() -> None:
         assert Layout.parse(row.layout)[0] in (S(0), S(1)), name
 
 
-def test_also_where_memory_binds() -> None:
-    plan = plan_8b(1, 64, 1024, memory="11GB")
-    for name in (*COLUMN, *ROW):
-        assert plan.tensor(f"model.layers.0.{name}.weight").use == "(B/P)", name
+def test_where_memory_binds_a_proven_plan_fits() -> None:
+    """A little less than what the fastest plan needs: a slower one, and none is faster."""
+    free = plan_8b(1, 64, 1024)
+    limit = int(0.995 * free.peak_memory_bytes)
+    plan = plan_8b(1, 64, 1024, memory=str(limit))
+    assert plan.peak_memory_bytes <= limit
+    assert free.step_time_s < plan.step_time_s < 1.5 * free.step_time_s
+    assert plan.certificate.gap == 0.0
 
 
 def test_a_small_model_is_not_split_at_all() -> None:

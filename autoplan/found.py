@@ -1,0 +1,33 @@
+"""What a search found: the best choices on one mesh, with all that describes and emits them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoplan.hints import Hint
+from autoplan.plan import Memory
+from autoplan.pricing import Pricer
+from autoplan.sites import Annotated
+from autoplan.solver import Solution
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best choices on one mesh. The objective of the solution also counts soft hints."""
+
+    hints: tuple[Hint, ...]
+    annotated: Annotated
+    pricer: Pricer
+    solution: Solution
+    memory: Memory
+
+    @property
+    def step_time_s(self) -> float:
+        """Seconds of a step, without what wishes of soft hints are worth."""
+        penalty_s = self.annotated.penalty_s(self.solution.choices)
+        return self.solution.certificate.objective - penalty_s
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Predicted bytes at the peak, on the rank with the largest shards."""
+        return self.memory.total

@@ -1,0 +1,208 @@
+"""The fastest plan that fits: moments of a step whose memory binds become limits of the solver."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from autoplan.errors import InfeasibleError
+from autoplan.formulate import formulate, repeated_blocks
+from autoplan.memory.liveness import timeline_of
+from autoplan.memory.peak import memory_at_peak
+from autoplan.memory.timeline import Timeline
+from autoplan.plan import Memory
+from autoplan.pricing import Pricer
+from autoplan.request import Request
+from autoplan.sites import Annotated
+from autoplan.solver import Certificate, Problem, Solution, solve
+from autoplan.solver.lagrangian import least_excess
+from autoplan.solver.problem import UndecidedError, relative_gap
+from autoplan.units import size
+
+_FOLD_FROM = 400
+"""Sites above which repeated blocks are first held to one choice; smaller models need no help."""
+
+
+def repeated_classes(annotated: Annotated) -> list[Hashable] | None:
+    """Classes of sites that are first held to one choice; None for a small model."""
+    return repeated_blocks(annotated) if len(annotated.sites) > _FOLD_FROM else None
+
+
+def solve_within_memory(
+    annotated: Annotated, pricer: Pricer, request: Request
+) -> tuple[Solution, Memory]:
+    """The fastest choices whose peak, by liveness, is within the limit, and that peak.
+
+    Raises InfeasibleError if hints or memory leave nothing, with the least that would do.
+    """
+    deadline = time.perf_counter() + request.time_limit_s
+    problem = formulate(annotated, pricer, request.whole_outputs)
+    timeline = timeline_of(annotated, pricer)
+    classes, most = repeated_classes(annotated), float(request.memory_bytes)
+    try:
+        fitting = fastest_that_fits(problem, timeline, classes, most, deadline, request.gap)
+    except TooLittleMemoryError as error:
+        memory = memory_at_peak(timeline, error.leanest)
+        text = _too_little(memory, annotated, request)
+        raise TooLittleMemoryError(text, error.leanest, error.bound) from error
+    except UndecidedError:
+        raise
+    except InfeasibleError as error:
+        raise InfeasibleError(
+            "the hints leave no plan, whatever the memory: they fix layouts that no strategy of an "
+            f"op joins ({error}). Drop or widen one."
+        ) from error
+    return fitting.solution, memory_at_peak(timeline, fitting.solution.choices)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Choices that fit, and the moments whose memory had to be limited for them."""
+
+    solution: Solution
+    moments: tuple[int, ...]
+
+
+class TooLittleMemoryError(InfeasibleError):
+    """Nothing was found that fits; `leanest` are the choices that came nearest.
+
+    `bound`: seconds that whatever fits, unseen, takes at least.
+    """
+
+    def __init__(self, text: str, leanest: tuple[int, ...], bound: float) -> None:
+        super().__init__(text)
+        self.leanest = leanest
+        self.bound = bound
+
+
+def fastest_that_fits(
+    problem: Problem,
+    timeline: Timeline,
+    classes: Sequence[Hashable] | None,
+    most: float,
+    deadline: float,
+    gap: float = 0.0,
+    start: Sequence[int] | None = None,
+    moments: Sequence[int] = (),
+) -> Fitting:
+    """The fastest choices whose bytes are within `most` at every moment.
+
+    Lazy constraints: the problem is solved with `moments` limited; while the peak of its answer is
+    too large, the moment of that peak is limited, too. Every problem solved allows all that fits,
+    so its bound holds, and an answer that fits is the best there is. Where `deadline`, of
+    `time.perf_counter()`, ends this, `start` or the leanest choices are the answer, with a gap.
+    Raises TooLittleMemoryError, or InfeasibleError where nothing is allowed whatever the memory.
+    """
+    limited = list(moments)
+    bound = -math.inf
+    last: Solution | None = None
+    while True:
+        held = _limited(problem, timeline, limited, most)
+        left_s = deadline - time.perf_counter()
+        try:
+            # A part of the time, so that some is left for a moment that binds only then.
+            share_s = max(_LEAST_TIME_S, left_s / 2 if limited else left_s)
+            last = solve(held, classes, share_s, gap, start)
+        except InfeasibleError:
+            if not limited:
+                raise
+            break
+        bound = max(bound, last.certificate.bound)
+        totals = timeline.totals(last.choices)
+        moment = int(totals.argmax())
+        if totals[moment] <= most:
+            return Fitting(last, tuple(limited))
+        if moment in limited:
+            break
+        limited.append(moment)
+        if left_s <= 0.0:
+            break
+    held = _limited(problem, timeline, limited, most)
+    choices = None if start is None else tuple(start)
+    fits = choices is not None and math.isfinite(problem.objective(choices))
+    if choices is None or not fits or timeline.totals(choices).max() > most:
+        left_s = deadline - time.perf_counter()
+        choices = leanest(held, timeline, most, min(_LEANEST_TIME_S, max(1.0, left_s)))
+    peak_bytes = float(timeline.totals(choices).max())
+    if peak_bytes > most:
+        text = (
+            f"no plan was found within {size(most)}; the least that one was found for is "
+            f"{size(peak_bytes)}."
+        )
+        raise TooLittleMemoryError(text, choices, bound)
+    return Fitting(_unproven(problem, choices, bound, last), tuple(limited))
+
+
+def _limited(problem: Problem, timeline: Timeline, moments: Sequence[int], most: float) -> Problem:
+    return replace(problem, limits=tuple(timeline.limit(each, most) for each in moments))
+
+
+_LEAST_TIME_S = 0.5
+_LEANEST_TIME_S = 20.0
+_MAX_MOMENTS = 12
+
+
+def leanest(
+    problem: Problem, timeline: Timeline, most: float, time_limit_s: float = 20.0
+) -> tuple[int, ...]:
+    """Choices whose peak is the least that was found, whatever they cost.
+
+    `problem` has a limit of `most` bytes on at least one moment; further moments join them while
+    the peak of what is leanest for these lies elsewhere.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    limits = list(problem.limits)
+    best: tuple[float, tuple[int, ...]] | None = None
+    for _ in range(_MAX_MOMENTS):
+        _, choices = least_excess(replace(problem, limits=tuple(limits)), deadline)
+        totals = timeline.totals(choices)
+        moment = int(totals.argmax())
+        if best is None or totals[moment] < best[0]:
+            best = float(totals[moment]), choices
+        name = timeline.name(moment)
+        if any(limit.name == name for limit in limits) or time.perf_counter() > deadline:
+            break
+        limits.append(timeline.limit(moment, most))
+    assert best is not None
+    return best[1]
+
+
+def _unproven(
+    problem: Problem, choices: tuple[int, ...], bound: float, last: Solution | None
+) -> Solution:
+    """Choices that fit, with the bound of the problems that were solved."""
+    objective = problem.objective(choices)
+    bound = min(bound, objective)
+    proof = Certificate(
+        objective=objective,
+        bound=bound,
+        gap=relative_gap(objective, bound),
+        seconds=last.certificate.seconds if last is not None else 0.0,
+        status="time limit",
+        num_variables=len(choices),
+        num_binaries=last.certificate.num_binaries if last is not None else 0,
+        num_variables_after_reduction=0,
+        folding=last.certificate.folding if last is not None else None,
+    )
+    return Solution(choices, proof)
+
+
+def _too_little(memory: Memory, annotated: Annotated, request: Request) -> str:
+    parts = {
+        "parameters": memory.parameters,
+        "gradients": memory.gradients,
+        "optimizer state": memory.optimizer,
+        "gathered parameters": memory.gathered,
+        "activations": memory.activations,
+        "arguments and buffers": memory.inputs,
+        "temporaries": memory.temporaries,
+    }
+    largest = max(parts, key=lambda name: parts[name])
+    return (
+        f"memory of {size(request.memory_bytes)} a device is too small on mesh "
+        f"{annotated.mesh}: the least that a plan was found for is {size(memory.total)}, "
+        f"of which {largest} take {size(parts[largest])}; it is reached in {memory.moment}. Give "
+        "more memory or devices, a smaller batch, or more microbatches."
+    )

@@ -1,0 +1,1 @@
+"""Why: a plan asked again, under other choices, hardware, batches and memory limits."""
