@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+import gc
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,27 @@ def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
     Raises HintError or InfeasibleError if none works, naming a smallest set of demands that
     conflict and the cheapest one to give up.
     """
+    with _settled_heap():
+        return _plan_captured(captured, request, model)
+
+
+@contextlib.contextmanager
+def _settled_heap() -> Iterator[None]:
+    """What is there already is left out of garbage collection.
+
+    A third of planning's time would go into looking through torch's objects again and again.
+    """
+    settles = gc.isenabled() and gc.get_freeze_count() == 0
+    if settles:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if settles:
+            gc.unfreeze()
+
+
+def _plan_captured(captured: Captured, request: Request, model: str) -> Planned:
     demands = demands_of(captured, request)
 
     def without(kept: Collection[Demand]) -> Found:

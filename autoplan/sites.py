@@ -106,16 +106,11 @@ class Annotated:
         return next(i for i, site in enumerate(self.sites) if site.name == name)
 
 
-def results_of(captured: Captured, path: str) -> list[fx.Node]:
-    """The nodes of module `path` whose values leave it: read by another module, or returned.
-
-    New values of buffers go nowhere.
-    """
-    return results_by_module(captured).get(path, [])
-
-
 def results_by_module(captured: Captured) -> dict[str, list[fx.Node]]:
-    """`results_of` every module that has any, found in one walk over the graph."""
+    """Nodes of each module whose values leave it: read by another module, or returned.
+
+    New values of buffers go nowhere. One walk over the graph for all modules.
+    """
     updates = set(captured.updated_buffers.values()) - set(captured.named_outputs.values())
     results: dict[str, list[fx.Node]] = {}
     for node in captured.graph.nodes:

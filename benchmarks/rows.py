@@ -104,7 +104,12 @@ def _rows() -> tuple[Row, ...]:
         for mesh, limit_s in limits.items()
     ]
     by_layers = [
-        Row(f"8b-{layers}-layers", LLAMA_8B.with_layers(layers), (8, 8), 6.0)
+        Row(
+            f"8b-{layers}-layers",
+            LLAMA_8B.with_layers(layers),
+            (8, 8),
+            12.0 if layers == 96 else 6.0,
+        )
         for layers in (12, 24, 48, 96)
     ]
     large = [

@@ -15,7 +15,7 @@ from autoplan.errors import HintError, LayoutError
 from autoplan.hints import At, Hint
 from autoplan.layouts import Entry
 from autoplan.mesh import Mesh
-from autoplan.sites import Annotated, Candidate, Preference, results_of, tensor_of
+from autoplan.sites import Annotated, Candidate, Preference, results_by_module, tensor_of
 from autoplan.strategies.rule import TensorMeta
 
 Part = Callable[[Candidate], Sequence[Entry | str]]
@@ -212,6 +212,7 @@ def _pinned_values(
         **captured.named_outputs,
         **{each.path: nodes[each.node] for each in captured.inputs_of("input")},
     }
+    results = results_by_module(captured)
     pinned: dict[tuple[str, int], list[Hint]] = {}
     origins: set[str] = set()
     for hint in hints:
@@ -220,7 +221,7 @@ def _pinned_values(
         elif hint.pattern in named:
             found = [named[hint.pattern]]
         else:
-            found = results_of(captured, hint.pattern)
+            found = results.get(hint.pattern, [])
         for node, resolved in _resolved(hint, found):
             pinned.setdefault(tensor_of(node), []).append(resolved)
             origins.add(hint.origin)

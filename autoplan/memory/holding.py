@@ -30,6 +30,11 @@ class Holding:
         self.sites, self.mesh = annotated.sites, annotated.mesh
         self.setting = pricer.setting
         self.last = 2 * len(self.sites)
+        self._trained = {
+            id(site)
+            for site in self.sites
+            if self.setting.training and any(meta.requires_grad for meta in site.outputs)
+        }
         self.readers: dict[Value, list[tuple[int, int]]] = {}
         for at, site in enumerate(self.sites):
             for position, source in enumerate(site.inputs):
@@ -53,7 +58,8 @@ class Holding:
         return self.last - at
 
     def trains(self, site: Site) -> bool:
-        return self.setting.training and any(meta.requires_grad for meta in site.outputs)
+        """Whether a gradient flows through the site."""
+        return id(site) in self._trained
 
     def _held_until(self, value: Value) -> int:
         """The last moment at which anybody may need a value, whatever is chosen."""
