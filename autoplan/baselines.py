@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autoplan.annotate import annotate
 from autoplan.capture import Captured
-from autoplan.cost_models import Roofline
 from autoplan.errors import HintError, InfeasibleError
 from autoplan.formulate import formulate
 from autoplan.memory.peak import peak_memory
@@ -33,7 +32,7 @@ def baselines(captured: Captured, request: Request) -> tuple[Baseline, ...]:
     What a scheme leaves open the solver chooses, so that each is the best of its kind.
     """
     mesh = Mesh.of(devices=request.devices)
-    pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
+    pricer = request.pricer(mesh)
     if not mesh.ndim:
         return (_priced("one device", MeshChoice(mesh), captured, request, pricer),)
     return tuple(

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from autoplan.cost_models import Cluster, load_cluster
+from autoplan.cost_models import Cluster, Roofline, load_cluster
 from autoplan.errors import ConfigError, HintError
 from autoplan.hints import Hint, HintValue
+from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
-from autoplan.pricing import Setting
+from autoplan.pricing import Pricer, Setting
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Request:
     whole_outputs: bool = False
     held: tuple[Hint, ...] = ()
     """Layouts of parameters that exist already, when another form of arguments is planned."""
+
+    def pricer(self, mesh: Mesh) -> Pricer:
+        """Prices of the cluster on one mesh."""
+        return Pricer(mesh, Roofline(self.cluster, mesh), self.setting)
 
 
 def make_request(

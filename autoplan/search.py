@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from autoplan.annotate import annotate
 from autoplan.capture import Captured
-from autoplan.cost_models import Roofline
 from autoplan.describe import module_paths
 from autoplan.errors import HintError, InfeasibleError
 from autoplan.found import Found
@@ -16,7 +15,6 @@ from autoplan.hints import Hint, parse_hints
 from autoplan.hints.inside import hints_in_forward
 from autoplan.memory.within_memory import TooLittleMemoryError, solve_within_memory
 from autoplan.parallel import MeshChoice
-from autoplan.pricing import Pricer
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.solver.problem import relative_gap
@@ -71,7 +69,7 @@ def find_on_mesh(captured: Captured, request: Request, choice: MeshChoice) -> Fo
     hints = hints_on(captured, request, choice)
     rules = rules_in_force()
     annotated = annotate(captured, choice.mesh, rules, hints, request.local_inputs)
-    pricer = Pricer(choice.mesh, Roofline(request.cluster, choice.mesh), request.setting)
+    pricer = request.pricer(choice.mesh)
     solution, memory = solve_within_memory(annotated, pricer, request)
     return Found(hints, annotated, pricer, solution, memory)
 

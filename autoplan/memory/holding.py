@@ -43,7 +43,8 @@ class Holding:
         loss = annotated.outputs[annotated.loss] if annotated.loss is not None else None
         kept = [loss] if loss is not None and self.setting.training else annotated.outputs
         self.returned |= {(e[0].site, e[0].output) for e in kept if isinstance(e, tuple)}
-        self.memories: dict[Any, list[OpMemory]] = {}
+        self._memories: dict[Any, OpMemory] = {}
+        self._saved: dict[Any, set[int | str]] = {}
         self.held: dict[Value, int] = {}
         for at in reversed(range(len(self.sites))):
             for output in range(len(self.sites[at].outputs)):
@@ -96,20 +97,19 @@ class Holding:
         found = []
         for candidate in candidates:
             key = id(candidate), site.call and site.call.op
-            if key not in self.memories:
-                self.memories[key] = [op_memory(site, candidate, self.mesh)]
-            found += self.memories[key]
+            if key not in self._memories:
+                self._memories[key] = op_memory(site, candidate, self.mesh)
+            found.append(self._memories[key])
         return found
 
     def _may_keep(self, at: int, what: int | str) -> bool:
         site = self.sites[at]
         if site.call is None or not self.trains(site):
             return False
-        key = "keeps", id(site.candidates), site.call.op
-        if key not in self.memories:
-            saved = {e for m in self.memory(at, site.candidates) for e in m.saves}
-            self.memories[key] = [OpMemory(saves=tuple(saved))]
-        return what in self.memories[key][0].saves
+        key = id(site.candidates), site.call.op
+        if key not in self._saved:
+            self._saved[key] = {e for m in self.memory(at, site.candidates) for e in m.saves}
+        return what in self._saved[key]
 
     def _keeps(self, at: int, what: int | str, candidates: Sequence[Candidate]) -> FloatArray:
         """float[k]: 1 where a candidate keeps an input, or the output, until its backward."""

@@ -29,9 +29,9 @@ class _Liveness(Parameters):
     """The terms of everything that is alive at some moment."""
 
     def constants(self) -> Iterator[tuple[Kind, float]]:
-        """Arguments, whole on every rank, of all microbatches; buffers; a full bucket."""
+        """Arguments, whole on every rank, of all microbatches, and buffers."""
         for site in self.sites:
-            size = float(sum(meta.itemsize * meta.numel for meta in site.outputs))
+            size = float(sum(meta.num_bytes for meta in site.outputs))
             if site.kind == "input":
                 yield "inputs", size * self.setting.microbatches
             elif site.kind in ("buffer", "constant"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autoplan.buckets import BUCKET_BYTES
-from autoplan.layouts import BP, B, Layout
+from autoplan.layouts import BP, B, Entry, Layout
 from autoplan.memory.holding import Holding, copies_of
 from autoplan.memory.timeline import Amounts, FloatArray, Term
 from autoplan.sites import Candidate, Site
@@ -31,27 +31,20 @@ class Parameters(Holding):
             return amounts
 
         yield Term("parameters", 0, end, at, stored("parameter"), ("parameter", meta))
+        yield self._gathered(at, meta)
+        if not self._buckets_are_full:
+            yield self._gathering(at, meta)
         if not (self.setting.training and meta.requires_grad):
-            yield self._gathered(at, meta)
-            if not self._buckets_are_full:
-                yield self._gathering(at, meta)
             return
         yield Term("optimizer", 0, end, at, stored("optimizer_state"), ("state", meta))
         yield Term("gradients", end, end, at, stored("gradient"), ("gradient", meta))
-        yield self._gathered(at, meta)
         yield Term("temporaries", end, end, at, *self._stepping(at, meta, stored("parameter")))
-        if self._buckets_are_full:
-            return
-        yield self._gathering(at, meta)
-        shares = ("bucket", meta)
-        yield Term("temporaries", self.last + 1, self.last + 1, at, self._in_bucket(meta), shares)
+        if not self._buckets_are_full:
+            yield self._reducing(at, meta)
 
     def _gathered(self, at: int, meta: TensorMeta) -> Term:
         def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-            storage = [_storage(each) for each in one]
-            use = [each.outputs[0] for each in one]
-            moved = np.array([copies_of([s], [u])[0, 0] for s, u in zip(storage, use, strict=True)])
-            return (moved * self.sizes(meta, use))[:, None]
+            return (_moved(one) * self.sizes(meta, _uses(one)))[:, None]
 
         return Term("gathered", 0, self.last, at, amounts, ("gathered", meta))
 
@@ -63,20 +56,29 @@ class Parameters(Holding):
         counts = meta.requires_grad == self._most_are_trained
 
         def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-            storage = [_storage(each) for each in one]
-            use = [each.outputs[0] for each in one]
-            moved = np.array([copies_of([s], [u])[0, 0] for s, u in zip(storage, use, strict=True)])
-            sizes = self.sizes(meta, use) + self.sizes(meta, storage)
-            return (counts * moved * sizes)[:, None]
+            sizes = self.sizes(meta, _uses(one)) + self.sizes(meta, _storages(one))
+            return (counts * _moved(one) * sizes)[:, None]
 
         return Term("temporaries", 0, 0, at, amounts, ("gathering", meta))
 
+    def _reducing(self, at: int, meta: TensorMeta) -> Term:
+        """What travels of a gradient, packed, and what arrives of it."""
+
+        def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
+            moved = _moved(one)
+            pairs = zip(_storages(one), _uses(one), strict=True)
+            summed = [any(map(_adds_up, storage, use)) for storage, use in pairs]
+            sent: FloatArray = (moved | np.array(summed)) * self.sizes(meta, _uses(one))
+            received = moved * self.sizes(meta, _storages(one))
+            return (sent + received)[:, None]
+
+        moment = self.last + 1
+        return Term("temporaries", moment, moment, at, amounts, ("reducing", meta))
+
     @cached_property
     def _most_are_trained(self) -> bool:
-        metas = [site.outputs[0] for site in self.sites if site.kind == "parameter"]
-        return 2 * sum(m.num_bytes * m.requires_grad for m in metas) >= sum(
-            m.num_bytes for m in metas
-        )
+        trained = sum(meta.num_bytes for _, meta in self._parameters if meta.requires_grad)
+        return 2 * trained >= self._num_bytes
 
     def _stepping(self, at: int, meta: TensorMeta, stored: Amounts) -> tuple[Amounts, Any]:
         """Temporaries of AdamW: one of every parameter where it works on all at once (CUDA), else
@@ -98,36 +100,22 @@ class Parameters(Holding):
     @cached_property
     def _largest(self) -> int:
         """The trained parameter with most bytes."""
-        trained = (
-            i
-            for i, s in enumerate(self.sites)
-            if s.kind == "parameter" and s.outputs[0].requires_grad
-        )
-        return max(
-            trained,
-            key=lambda i: self.sites[i].outputs[0].numel * self.sites[i].outputs[0].itemsize,
-        )
+        trained = [(at, meta) for at, meta in self._parameters if meta.requires_grad]
+        return max(trained, key=lambda each: each[1].num_bytes)[0]
 
     @cached_property
     def _buckets_are_full(self) -> bool:
         """Whether the parameters fill more than a bucket; then one bucket is next to nothing."""
-        metas = [site.outputs[0] for site in self.sites if site.kind == "parameter"]
-        return sum(meta.itemsize * meta.numel for meta in metas) > BUCKET_BYTES
+        return self._num_bytes > BUCKET_BYTES
 
-    def _in_bucket(self, meta: TensorMeta) -> Amounts:
-        """What travels of a gradient, packed, and what arrives of it."""
+    @cached_property
+    def _parameters(self) -> list[tuple[int, TensorMeta]]:
+        sites = enumerate(self.sites)
+        return [(at, site.outputs[0]) for at, site in sites if site.kind == "parameter"]
 
-        def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-            result = []
-            for each in one:
-                storage, use = _storage(each), each.outputs[0]
-                gathered = bool(copies_of([storage], [use])[0, 0])
-                reduced = any(u == BP and s == B for s, u in zip(storage, use, strict=True))
-                size = float(self.pricer.local_bytes(meta, use)) if gathered or reduced else 0.0
-                result.append(size + gathered * self.pricer.local_bytes(meta, storage))
-            return np.array(result)[:, None]
-
-        return amounts
+    @cached_property
+    def _num_bytes(self) -> int:
+        return sum(meta.num_bytes for _, meta in self._parameters)
 
     def prologue(self, at: int, site: Site) -> Iterator[Term]:
         """Results of the prologue's ops: alive as long as the body may read them."""
@@ -143,3 +131,22 @@ class Parameters(Holding):
 def _storage(candidate: Candidate) -> Layout:
     assert candidate.storage is not None
     return candidate.storage
+
+
+def _storages(candidates: Sequence[Candidate]) -> list[Layout]:
+    return [_storage(each) for each in candidates]
+
+
+def _uses(candidates: Sequence[Candidate]) -> list[Layout]:
+    return [each.outputs[0] for each in candidates]
+
+
+def _moved(candidates: Sequence[Candidate]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """bool[k]: whether a step reads a parameter from other memory than it is stored in."""
+    pairs = zip(_storages(candidates), _uses(candidates), strict=True)
+    return np.array([copies_of([storage], [use])[0, 0] for storage, use in pairs], dtype=np.bool_)
+
+
+def _adds_up(stored: Entry, read: Entry) -> bool:
+    """Whether the gradient's addends are summed on an axis on which the parameter stays whole."""
+    return stored == B and read == BP

@@ -145,7 +145,7 @@ _MAX_MOMENTS = 12
 
 
 def leanest(
-    problem: Problem, timeline: Timeline, most: float, time_limit_s: float = 20.0
+    problem: Problem, timeline: Timeline, most: float, time_limit_s: float = _LEANEST_TIME_S
 ) -> tuple[int, ...]:
     """Choices whose peak is the least that was found, whatever they cost.
 

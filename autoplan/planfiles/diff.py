@@ -27,13 +27,13 @@ def _asked(one: Plan, other: Plan) -> Iterator[str]:
 
 
 def _predicted(one: Plan, other: Plan) -> Iterator[str]:
-    for name, spell, a, b in (
+    for name, text, a, b in (
         ("step time", seconds, one.step_time_s, other.step_time_s),
         ("peak memory", size, one.peak_memory_bytes, other.peak_memory_bytes),
     ):
         if a != b:
             change = f" ({b / a - 1:+.1%})" if a else ""
-            yield f"{name}: {spell(a)} -> {spell(b)}{change}"
+            yield f"{name}: {text(a)} -> {text(b)}{change}"
     mine, theirs = one.certificate, other.certificate
     yield from _changed("certificate", mine.status, theirs.status)
     yield from _changed("gap", f"{mine.gap:.3%}", f"{theirs.gap:.3%}")
@@ -65,14 +65,14 @@ def _decided(mine: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str
     for key in dict.fromkeys((*mine, *theirs)):
         a, b = mine.get(key), theirs.get(key)
         if a is None or b is None:
-            held = f"only in the {'second' if a is None else 'first'} plan, {_spell(a or b or '')}"
+            held = f"only in the {'second' if a is None else 'first'} plan, {spell(a or b or '')}"
             changes[Key.of(key)] = held
         elif a != b:
-            changes[Key.of(key)] = f"{_spell(a)} -> {_spell(b)}"
+            changes[Key.of(key)] = f"{spell(a)} -> {spell(b)}"
     yield from (f"{pattern}: {change}" for pattern, change in grouped(changes))
 
 
-def _spell(choice: str) -> str:
+def spell(choice: str) -> str:
     """A choice without an arrow of its own."""
     stored, arrow, use = choice.partition(" -> ")
     return f"{stored} read as {use}" if arrow and use != stored else stored

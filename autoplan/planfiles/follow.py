@@ -11,7 +11,6 @@ import numpy as np
 
 from autoplan.baselines import baselines
 from autoplan.capture import Captured
-from autoplan.cost_models import Roofline
 from autoplan.describe import describe_plan
 from autoplan.errors import InfeasibleError, PlanFileError
 from autoplan.formulate import formulate
@@ -22,7 +21,6 @@ from autoplan.plan import Plan
 from autoplan.planfiles.fitting import Fit, annotate_as, differences, fit, nearest, said_in_file
 from autoplan.planfiles.read import EDITED
 from autoplan.planning import Planned
-from autoplan.pricing import Pricer
 from autoplan.request import Request
 from autoplan.sites import Annotated, Candidate
 from autoplan.solver import Certificate, Problem, Solution
@@ -42,7 +40,7 @@ def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
         raise PlanFileError(f"{key!r} is not in both, the plan and this rank's model; plan again.")
     choices = tuple(found.held[at] for at in range(len(annotated.sites)))
     plan.remember(Origin(captured, request, plan.model))
-    return Planned(plan, annotated, choices, _pricer(annotated, request))
+    return Planned(plan, annotated, choices, request.pricer(annotated.mesh))
 
 
 def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
@@ -52,11 +50,9 @@ def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
     the notes list them. The plan has the numbers of this model. Raises PlanFileError for a plan of
     another model, for a choice that its op cannot take, and where what is held leaves no plan.
     """
-    if request.memory_bytes == request.cluster.memory_bytes:  # nobody asked for less
-        request = replace(request, memory_bytes=plan.memory_limit_bytes)
     annotated = annotate_as(captured, plan)
     found = fit(plan, annotated)
-    pricer = _pricer(annotated, request)
+    pricer = request.pricer(annotated.mesh)
     problem = formulate(annotated, pricer, request.whole_outputs)
     held = _without_contradictions(problem, annotated, plan, found)
     if len(held) == len(annotated.sites):
@@ -65,17 +61,17 @@ def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
     else:
         solution, held = _solved_around(annotated, problem, held, found.keys, request)
     memory = peak_memory(annotated, solution.choices, pricer)
+    if memory.total > request.memory_bytes:
+        raise InfeasibleError(
+            f"the plan takes {size(memory.total)} a device on this model, more than the limit of "
+            f"{size(request.memory_bytes)}; give memory={memory.total}, or plan again."
+        )
     described = describe_plan(
         Found((), annotated, pricer, solution, memory),
         request,
         plan.model,
         baselines(captured, request),
     )
-    if memory.total > request.memory_bytes:
-        raise InfeasibleError(
-            f"the plan takes {size(memory.total)} a device on this model, more than the limit of "
-            f"{size(request.memory_bytes)}; give memory={memory.total}, or plan again."
-        )
     freed = [found.keys[at] for at in sorted(found.held.keys() - held.keys())]
     notes = differences(plan, found, freed)
     proof = described.certificate
@@ -96,11 +92,6 @@ def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
     )
     described.remember(Origin(captured, request, plan.model))
     return Planned(described, annotated, solution.choices, pricer)
-
-
-def _pricer(annotated: Annotated, request: Request) -> Pricer:
-    mesh = annotated.mesh
-    return Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
 
 
 def _given(problem: Problem, choices: tuple[int, ...]) -> Certificate:
@@ -217,6 +208,6 @@ def _solve_held(annotated: Annotated, held: Mapping[int, int], request: Request)
     ]
     narrowed = replace(annotated, sites=tuple(sites))
     # Prices are kept by candidates: these have their own.
-    solution, _ = solve_within_memory(narrowed, _pricer(narrowed, request), request)
+    solution, _ = solve_within_memory(narrowed, request.pricer(narrowed.mesh), request)
     choices = tuple(held.get(at, choice) for at, choice in enumerate(solution.choices))
     return replace(solution, choices=choices)

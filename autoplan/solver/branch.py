@@ -24,18 +24,14 @@ def branch_and_bound(
     problem: Problem,
     deadline: float,
     gap: float,
-    start: Sequence[int] | None = None,
     prices: Sequence[float] | None = None,
 ) -> Relaxed:
     """As `relax`, with a better bound and better choices: until `gap`, `deadline`, or 60 nodes.
 
     Raises InfeasibleError if nothing is allowed even without limits.
     """
-    best = None if start is None else tuple(start)
-    objective = np.inf if best is None else problem.objective(best)
-    root = relax(problem, deadline, best, prices=prices)
-    if root.choices is not None:
-        best, objective = root.choices, root.objective
+    root = relax(problem, deadline, prices=prices)
+    best, objective = root.choices, root.objective
     closed = np.inf
     counter = 0
     nodes = [(root.bound, counter, problem, root)]

@@ -15,7 +15,7 @@ import numpy as np
 import pulp
 
 from autoplan.solver.combine import combine
-from autoplan.solver.core import Core, solve_core
+from autoplan.solver.core import solve_core
 from autoplan.solver.ilp import WarmStartedHiGHS, solve_ilp
 from autoplan.solver.local_search import descend
 from autoplan.solver.problem import Edge, FloatArray, Limit, Problem, Variable
@@ -123,7 +123,7 @@ class _Prices:
     over: list[tuple[int, ...]] = field(default_factory=list)
     """Choices met that break a limit, in the order of meeting."""
 
-    def ask(self, prices: Sequence[float]) -> Core:
+    def ask(self, prices: Sequence[float]) -> None:
         """Solve at `prices`; what comes back is a plane, a bound, and maybe better choices."""
         self.asked.add(tuple(prices))
         core = solve_core(priced(self.problem, prices), self.deadline)
@@ -132,7 +132,6 @@ class _Prices:
             self.bound, self.prices = max(bound, self.bound), tuple(prices)
         self.repeated = core.choices in self.met
         self.offer(core.choices)
-        return core
 
     def offer(self, choices: tuple[int, ...]) -> None:
         """A plane of `choices`, and better ones that they lead to; none if they are forbidden."""

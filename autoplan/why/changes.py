@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from autoplan.planfiles.diff import spell
 from autoplan.planfiles.patterns import Key, grouped
 from autoplan.planfiles.write import by_section
 from autoplan.why.question import Question
@@ -62,7 +63,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     for section, mine in by_section(before).items():
         theirs = later[section]
         differ = {
-            key: f"{_spell(choice)} -> {_spell(theirs.get(key, 'none'))}"
+            key: f"{spell(choice)} -> {spell(theirs.get(key, 'none'))}"
             for key, choice in mine.items()
             if theirs.get(key) != choice
         }
@@ -73,12 +74,6 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
         }
         lines += [f"{pattern}: {text}" for pattern, text in grouped(shown)]
     return lines
-
-
-def _spell(choice: str) -> str:
-    """A choice without an arrow of its own."""
-    stored, arrow, use = choice.partition(" -> ")
-    return f"{stored} read as {use}" if arrow and use != stored else stored
 
 
 def shown(lines: Sequence[str], most: int) -> list[str]:

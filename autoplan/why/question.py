@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from autoplan.cost_models import Cluster, Roofline
+from autoplan.cost_models import Cluster
 from autoplan.describe import site_keys
 from autoplan.formulate import formulate
 from autoplan.memory.liveness import timeline_of
@@ -140,8 +140,7 @@ class Question:
 
 def pose(annotated: Annotated, request: Request) -> Question:
     """The question of `request` on annotated sites."""
-    mesh = annotated.mesh
-    pricer = Pricer(mesh, Roofline(request.cluster, mesh), request.setting)
+    pricer = request.pricer(annotated.mesh)
     problem = formulate(annotated, pricer, request.whole_outputs)
     keys = tuple(site_keys(annotated))
     return Question(annotated, keys, request, pricer, problem, timeline_of(annotated, pricer))
