@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def plan(
     gap: float = 0.0,
     local_inputs: bool = False,
     outputs: str = "loss",
+    recompute: bool | str | Sequence[str] | None = None,
 ) -> Plan:
     """Find the fastest layouts of `model` on `devices` devices, and prove them.
 
@@ -112,12 +113,14 @@ def plan(
     optimizer: "adamw", "adam", "sgd", "momentum", or "none": what its state occupies.
     microbatches: parts that `train_step` cuts the batch into.
     outputs: "loss" prices a step that returns the scalar loss; "whole" also every other output.
+    recompute: blocks whose values backward computes again instead of keeping them: "auto", the
+        default, where memory asks for it; True, False, or patterns of paths, `["layers.*"]`.
 
     Raises CaptureError, ConfigError, HintError, or InfeasibleError; each says what to change.
     """
     options = _options(
         cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
-        gap, local_inputs, outputs,
+        gap, local_inputs, outputs, recompute,
     )  # fmt: skip
     return _planning.plan(model, args, kwargs, devices, **options)
 
@@ -139,6 +142,7 @@ def parallelize(
     gap: float = 0.0,
     local_inputs: bool = False,
     outputs: str = "loss",
+    recompute: bool | str | Sequence[str] | None = None,
     plan: Plan | str | Path | None = None,
     seed: int = 0,
 ) -> ParallelModule:
@@ -151,7 +155,7 @@ def parallelize(
     """
     options = _options(
         cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
-        gap, local_inputs, outputs,
+        gap, local_inputs, outputs, recompute,
     )  # fmt: skip
     return _module.parallelize(model, args, kwargs, devices, plan, seed, **options)
 
@@ -169,6 +173,7 @@ def _options(
     gap: float,
     local_inputs: bool,
     outputs: str,
+    recompute: bool | str | Sequence[str] | None,
 ) -> dict[str, Any]:
     if outputs not in ("loss", "whole"):
         raise ConfigError(f"outputs must be 'loss' or 'whole', got {outputs!r}.")
@@ -185,4 +190,5 @@ def _options(
         "gap": gap,
         "local_inputs": local_inputs,
         "whole_outputs": outputs == "whole",
+        "recompute": recompute,
     }

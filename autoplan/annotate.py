@@ -43,12 +43,14 @@ def annotate(
     hints: Sequence[Hint] = (),
     local_inputs: bool = False,
     boxed: Collection[str] = (),
+    wires: Mapping[str, Layout] | None = None,
 ) -> Annotated:
     """Give every node its candidates on `mesh`; raises HintError where hints leave a site none.
 
-    `boxed` names boxing sites that a plan has beyond those of tensors with several readers.
+    `boxed` names boxing sites that a plan has beyond those of tensors with several readers. `wires`
+    says how the values lie that a pipeline stage receives and sends, by node; whole by default.
     """
-    return _Annotator(captured, mesh, rules, hints, local_inputs, boxed).run()
+    return _Annotator(captured, mesh, rules, hints, local_inputs, boxed, wires or {}).run()
 
 
 class _Annotator:
@@ -62,8 +64,10 @@ class _Annotator:
         hints: Sequence[Hint],
         local_inputs: bool,
         boxed: Collection[str],
+        wires: Mapping[str, Layout],
     ) -> None:
         self.boxed = frozenset(boxed)
+        self.wires = wires
         self.captured = captured
         self.mesh = mesh
         self.rules = rules
@@ -83,10 +87,14 @@ class _Annotator:
                 given = kinds[node.name]
                 if given.kind == "parameter":
                     self._add_parameter(node, given.path, given.meta)
+                elif given.kind == "received":
+                    wired = Narrowed(self._wired(node))
+                    self._add(node, "received", given.path, (), (given.meta,), wired)
                 else:
                     self._add_input(node, given.kind, given.path, given.meta)
             elif node.op == "call_function" and node.target is not operator.getitem:
                 self._add_op(node)
+        self._add_sent()
         self.narrowing.refuse_idle()
         outputs, loss = self._outputs()
         return Annotated(
@@ -136,6 +144,31 @@ class _Annotator:
             Narrowed(candidates),
             parameter_only=kind != "input" and path not in self.updated,
         )
+
+    def _wired(self, node: fx.Node) -> tuple[Candidate, ...]:
+        """The one way in which a value lies between two stages."""
+        layout = self.wires.get(node.name, Layout((B,) * self.mesh.ndim))
+        alone = (Candidate(tuple(map(str, layout)), (), (layout,)),)
+        return self._boxes.setdefault(("given", layout), alone)
+
+    def _add_sent(self) -> None:
+        """A boxing site for every value that a stage sends on."""
+        nodes = {node.name: node for node in self.captured.graph.nodes}
+        for name in self.captured.sent:
+            node = nodes[name]
+            (wired,) = self._wired(node)
+            candidates = (Candidate(wired.labels, wired.outputs, wired.outputs),)
+            self.sites.append(
+                Site(
+                    f"{name}:sent",
+                    "sent",
+                    str(node.meta.get("path", "")),
+                    node.meta.get("source", ""),
+                    (self._value(node),),
+                    (node_meta(node),),
+                    self._boxes.setdefault(("sent", wired.outputs[0]), candidates),
+                )
+            )
 
     def _add_op(self, node: fx.Node) -> None:
         call, operands = describe(node)
@@ -252,7 +285,8 @@ class _Annotator:
                 continue
             meta = node_meta(each)
             outputs.append((self._value(each), meta))
-            if loss is None and meta.shape == () and meta.requires_grad:
+            scalar = meta.shape == () and meta.requires_grad
+            if loss is None and scalar and not self.captured.loss_elsewhere:
                 loss = position
         return tuple(outputs), loss
 

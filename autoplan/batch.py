@@ -24,7 +24,7 @@ def arguments_without_batch(captured: Captured, rules: Mapping[str, Rule]) -> fr
     The batch is dimension 0 of the first tensor argument. An argument of the same size along
     dimension 0 counts as without it if the graph ties that dimension to others, none of them the
     batch, or to nothing although it has a rule for every op that reads it (class weights, say).
-    What an op without a rule reads is left to its size.
+    What an op without a rule reads, or nothing at all, is left to its size.
     """
     arguments = [each for each in captured.inputs_of("input") if each.meta.shape]
     if not arguments:
@@ -56,13 +56,15 @@ def arguments_without_batch(captured: Captured, rules: Mapping[str, Rule]) -> fr
         if node.op == "call_function" and not _has_rule(node, rules)
         for source in node.all_input_nodes
     }
+    read = {node.name for node in captured.graph.nodes if node.users}
     first_argument = min(arguments, key=lambda each: each.position)
     batch = find((first_argument.node, 0, 0))
     tied = {find(dim) for dim in leader if find(dim) != dim}
     return frozenset(
         each.position
         for each in arguments
-        if each.meta.shape[0] == first_argument.meta.shape[0]
+        if each.node in read  # else left to its size
+        and each.meta.shape[0] == first_argument.meta.shape[0]
         and find((each.node, 0, 0)) != batch
         and (find((each.node, 0, 0)) in tied or each.node not in read_blindly)
     )

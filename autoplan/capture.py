@@ -37,14 +37,15 @@ from autoplan.strategies.rule import OpCall, TensorMeta
 from autoplan.structure import structure_of
 from autoplan.watched_calls import WatchedCalls
 
-Kind = Literal["parameter", "buffer", "constant", "input"]
+Kind = Literal["parameter", "buffer", "constant", "input", "received"]
 
 
 @dataclass(frozen=True)
 class GraphInput:
     """A placeholder of the captured graph.
 
-    `path` is the parameter's or buffer's name in the model, or the argument's name of an input.
+    `path` is the parameter's or buffer's name in the model, the argument's name of an input, or the
+    module that makes what a pipeline stage receives from the one before it.
     """
 
     node: str
@@ -79,12 +80,19 @@ class Captured:
     """How constants were computed at capture."""
     pins: tuple[cleanup.PinnedValue, ...] = ()
     """Values that `autoplan.hint` pins inside forward, in the order of the calls."""
+    sent: tuple[str, ...] = ()
+    """Nodes whose values a pipeline stage passes on, between the outputs and the new buffers."""
+    loss_elsewhere: bool = False
+    """Whether the loss of the model is another stage's output."""
 
     @property
     def output_nodes(self) -> tuple[Any, ...]:
-        """Flat outputs: nodes, or plain values that do not depend on tensors."""
+        """Flat outputs: nodes, or plain values that do not depend on tensors.
+
+        Of a pipeline stage all outputs of the model, None for those of other stages.
+        """
         every: tuple[Any, ...] = tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
-        return every[: len(every) - len(self.updates)]
+        return every[: len(every) - len(self.updates) - len(self.sent)]
 
     @property
     def updated_buffers(self) -> dict[str, fx.Node]:

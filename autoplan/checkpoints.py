@@ -9,7 +9,7 @@ from unittest import mock
 
 from torch.utils import checkpoint
 
-NOTE = "torch.utils.checkpoint in the model is left out: its regions keep their activations"
+NOTE = "torch.utils.checkpoint in the model is left out: recompute= says what is recomputed"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from autoplan.layouts import local_shape
 from autoplan.plan import FORMAT, Baseline, Certificate, OperationRow, Plan, TensorRow
 from autoplan.planfiles.write import canonical
 from autoplan.pricing import Pricer, dtype_name
+from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
 from autoplan.sites import Annotated, Site, results_by_module, tensor_of
 from autoplan.strategies.rule import OpCall
@@ -36,6 +37,12 @@ def site_keys(annotated: Annotated) -> list[str]:
     counts: dict[str, int] = {}
     keys: list[str] = []
     for site in annotated.sites:
+        if site.kind == "sent":
+            keys.append(f"sent {site.name.removesuffix(':sent')}")
+            continue
+        if site.kind == "received":
+            keys.append(f"received {site.name}")
+            continue
         if site.kind == "box":
             keys.append(f"{keys[site.inputs[0].site]}:{site.inputs[0].output}")
             continue
@@ -82,10 +89,14 @@ def describe_plan(
         },
         tensors=tuple(_tensors(annotated, solution.choices)),
         operations=tuple(_operations(annotated, solution.choices, pricer, keys)),
-        collectives=ledger.collectives(annotated, solution.choices, pricer, request.whole_outputs),
+        collectives=ledger.collectives(
+            annotated, solution.choices, pricer, request.whole_outputs, found.recomputed
+        ),
         memory=found.memory,
         devices_per_node=request.cluster.devices_per_node,
         step_time_s=found.step_time_s,
+        recomputed=tuple(block.name for block in found.recomputed),
+        recomputation_s=SecondRuns(annotated, pricer).seconds(found.recomputed, solution.choices),
         certificate=Certificate(
             objective=certificate.objective,
             bound=certificate.bound,

@@ -15,6 +15,7 @@ from autoplan.runtime.simulation import shard
 if TYPE_CHECKING:
     from autoplan.planning import Planned
     from autoplan.replay import Emitted, Original
+    from autoplan.runtime.executor import Executor
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,18 @@ def worst_of_ranks(errors: list[dict[Any, float]]) -> list[dict[Any, float]]:
         return errors
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, errors)
-    return [
-        {key: max(rank[number][key] for rank in everyone) for key in own}
-        for number, own in enumerate(errors)
-    ]
+    merged: list[dict[Any, float]] = [{} for _ in errors]
+    for rank in everyone:  # ranks of a pipeline know other tensors
+        for found, own in zip(merged, rank, strict=True):
+            for key, error in own.items():
+                found[key] = max(found.get(key, 0.0), error)
+    return merged
 
 
 def first_difference(
     original: Original,
     emitted: Emitted,
-    planned: Planned,
+    stages: Sequence[Planned],
     step: int,
     tolerance: float,
     vanishing: float,
@@ -107,25 +110,25 @@ def first_difference(
 
     vanishing: part of the largest gradient below which a gradient is but rounding.
     """
-    sites, choices = planned.annotated.sites, planned.choices
-    seen: list[tuple[fx.Node, list[Any]]] = []
+    seen: dict[_Place, tuple[fx.Node, list[Any]]] = {}
 
-    def watch(node: fx.Node, values: list[Any]) -> None:
+    def watch(stage: int, node: fx.Node, values: list[Any]) -> None:
         if "site" not in node.meta:
             return
         for each in values:
             if isinstance(each, Tensor) and each.requires_grad:
                 each.retain_grad()
-        seen.append((node, values))
+        seen[stage, len(seen)] = node, values
 
     emitted.run(step, watch)
     truth = original.values(step)
-    forward: dict[int, float] = {}
-    backward: dict[int, float] = {}
-    layouts: dict[int, Layout] = {}
+    forward: dict[_Place, float] = {}
+    backward: dict[_Place, float] = {}
+    layouts: dict[_Place, Layout] = {}
     largest = 0.0
-    pairs: dict[int, tuple[list[Any], Tensor]] = {}
-    for number, (node, values) in enumerate(seen):
+    pairs: dict[_Place, tuple[list[Any], Tensor]] = {}
+    for number, (node, values) in seen.items():
+        sites, choices = stages[number[0]].annotated.sites, stages[number[0]].choices
         at, output = node.meta["site"], node.meta.get("output", 0)
         true = truth.get(sites[at].name)
         true = true[output] if isinstance(true, (tuple, list)) else true
@@ -137,42 +140,59 @@ def first_difference(
             largest = max(largest, float(true.grad.abs().max()))
     for number, (values, true) in pairs.items():
         # A value that is zero but for rounding is measured by what it was made from.
+        sites = stages[number[0]].annotated.sites
         site = sites[seen[number][0].meta["site"]]
         read = [truth.get(sites[each.site].name) for each in site.inputs]
         made_from = [_magnitude(each) for each in read if isinstance(each, Tensor)]
         floor = 1e-6 * max((each for each in made_from if each < 1e30), default=0.0)
-        forward[number] = _error(emitted, values, layouts[number], true, floor)
+        executor = emitted.executor_of(number[0])
+        forward[number] = _error(executor, values, layouts[number], true, floor)
         gradients = [each.grad for each in values]
         # A gradient that nothing asked for is missing on every rank alike.
         if true.grad is not None and all(each is not None for each in gradients):
             layout = layouts[number].dual
-            backward[number] = _error(emitted, gradients, layout, true.grad, vanishing * largest)
+            backward[number] = _error(executor, gradients, layout, true.grad, vanishing * largest)
     forward, backward = worst_of_ranks([forward, backward])
     limit = max(tolerance, 1e-12)
     for errors, direction in ((forward, "forward"), (backward, "backward")):
         order = sorted(errors, reverse=direction == "backward")
         for number in order:
             if not errors[number] <= limit:
-                node = seen[number][0]
-                site = sites[node.meta["site"]]
-                layout = layouts[number]
-                return Difference(
-                    node.name,
-                    site.path,
-                    site.source_line,
-                    layout if direction == "forward" else layout.dual,
-                    errors[number],
-                    "forward" if direction == "forward" else "backward",
-                    _collective(node, direction),
-                )
+                found = None
+                if number in layouts:
+                    node = seen[number][0]
+                    site = stages[number[0]].annotated.sites[node.meta["site"]]
+                    layout = layouts[number]
+                    found = Difference(
+                        node.name,
+                        site.path,
+                        site.source_line,
+                        layout if direction == "forward" else layout.dual,
+                        errors[number],
+                        "forward" if direction == "forward" else "backward",
+                        _collective(node, direction),
+                    )
+                return _known_to_any(found)
     return None
 
 
+_Place = tuple[int, int]
+"""A stage, and a number that grows with the nodes that run."""
+
+
+def _known_to_any(found: Difference | None) -> Difference | None:
+    """What the first rank knows that has run the node."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return found
+    everyone: list[Difference | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
+    return next((each for each in everyone if each is not None), None)
+
+
 def _error(
-    emitted: Emitted, values: Sequence[Tensor], layout: Layout, truth: Tensor, floor: float
+    executor: Executor, values: Sequence[Tensor], layout: Layout, truth: Tensor, floor: float
 ) -> float:
     """The worst rank's error; addends are summed over their ranks first."""
-    executor = emitted.executor
     summed = executor.summed([each.detach() for each in values], layout)
     whole = Layout(B if isinstance(entry, Partial) else entry for entry in layout)
     scale = max(_magnitude(truth), floor)

@@ -14,6 +14,7 @@ from autoplan.conversions import convert, prologue_conversions
 from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.pricing import local_context
+from autoplan.runtime.last_uses import mark_last_uses
 from autoplan.runtime.program import Constant, OutputSpec, Program, TensorSpec
 from autoplan.sites import Annotated, Candidate, Site, Source
 from autoplan.strategies.rule import Arg, TensorMeta
@@ -50,7 +51,7 @@ class _Part:
 
     def finish(self, outputs: Sequence[fx.Proxy]) -> fx.GraphModule:
         self.graph.output(tuple(each.node for each in outputs))
-        _mark_last_uses(self.graph)
+        mark_last_uses(self.graph)
         return fx.GraphModule(torch.nn.Module(), self.graph)
 
 
@@ -84,10 +85,15 @@ class _Emitter:
                 self._site(self.prologue, at, site)
         exports = self._exports()
         inputs = self._inputs()
+        received = self._received()
         for at, site in enumerate(self.annotated.sites):
-            if not site.parameter_only and site.kind in ("op", "box"):
+            if not site.parameter_only and site.kind in ("op", "box", "sent"):
+                before = _last_node(self.body.graph)
                 self._site(self.body, at, site)
+                _mark_maker(before, _last_node(self.body.graph), at)
         outputs, results, epilogue = self._outputs()
+        sent = [at for at, site in enumerate(self.annotated.sites) if site.kind == "sent"]
+        results += [self.values[at, 0] for at in sent]
         updates, changed = self._updates()
         return Program(
             mesh=self.mesh,
@@ -101,6 +107,8 @@ class _Emitter:
             prologue=self.prologue.finish(exports),
             body=self.body.finish([*results, *changed]),
             epilogue=epilogue,
+            received=received,
+            sent=tuple(self._wire(at) for at in sent),
         )
 
     # -- inputs and outputs -----------------------------------------------------------------
@@ -181,6 +189,23 @@ class _Emitter:
                 specs.append((given[site.name].position, spec))
         return tuple(specs)
 
+    def _received(self) -> tuple[TensorSpec, ...]:
+        """Placeholders of the body for what the stage before sends."""
+        specs = []
+        for at, site in enumerate(self.annotated.sites):
+            if site.kind == "received":
+                specs.append(self._wire(at))
+                note = f"{site.path}: {self._describe(specs[-1].layout, site.outputs[0])}"
+                self.values[at, 0] = self.body.placeholder(site.name, note)
+        return tuple(specs)
+
+    def _wire(self, at: int) -> TensorSpec:
+        """A value between two stages, as it lies."""
+        site, layout = self.annotated.sites[at], self.chosen[at].outputs[0]
+        meta = site.outputs[0]
+        name = site.name.removesuffix(":sent")
+        return TensorSpec(name, meta.shape, meta.dtype, layout, meta.requires_grad)
+
     def _outputs(
         self,
     ) -> tuple[tuple[OutputSpec | Constant, ...], list[fx.Proxy], fx.GraphModule]:
@@ -233,7 +258,7 @@ class _Emitter:
             if given is None:
                 given = self._converted(part, source, chosen.inputs[position], site.path)
             operands.append(given)
-        if site.kind == "box":
+        if site.kind in ("box", "sent"):
             self.values[at, 0] = operands[0]
             return
         before = _last_node(part.graph)
@@ -362,22 +387,20 @@ def _last_node(graph: fx.Graph) -> fx.Node:
     return last
 
 
+def _mark_maker(after: fx.Node, last: fx.Node, at: int) -> None:
+    """Note the site that new nodes belong to, for passes over the emitted body."""
+    node = after
+    while node is not last:
+        node = node.next
+        node.meta["maker"] = at
+
+
 def _note_new_nodes(graph: fx.Graph, after: fx.Node, note: str, last: fx.Node) -> None:
     node = after
     while node is not last:
         node = node.next
         if node.op != "placeholder":
             node.meta.setdefault("note", note)
-
-
-def _mark_last_uses(graph: fx.Graph) -> None:
-    """Note on each node which values nobody reads after it, for the lockstep interpreter."""
-    seen: set[fx.Node] = set()
-    for node in reversed(list(graph.nodes)):
-        spent = [each for each in dict.fromkeys(node.all_input_nodes) if each not in seen]
-        seen.update(spent)
-        if node.op != "output":
-            node.meta["last_uses"] = spent
 
 
 def _random_keys(annotated: Annotated) -> dict[str, int]:

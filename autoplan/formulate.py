@@ -47,7 +47,8 @@ def _output_costs(annotated: Annotated, pricer: Pricer, whole_outputs: bool) -> 
 
 def priced_outputs(annotated: Annotated, whole_outputs: bool) -> list[tuple[Source, Any]]:
     """What a step brings to every rank: the loss, or all outputs if there is none, and buffers."""
-    only_loss = annotated.loss is not None and not whole_outputs
+    has_loss = annotated.loss is not None or annotated.captured.loss_elsewhere
+    only_loss = has_loss and not whole_outputs
     outputs = [
         each
         for position, each in enumerate(annotated.outputs)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from autoplan.hints import Hint
+from autoplan.memory.schedule import Block
+from autoplan.memory.stage_memory import StageMemory, stage_memory
 from autoplan.plan import Memory
 from autoplan.pricing import Pricer
 from autoplan.sites import Annotated
@@ -20,6 +23,7 @@ class Found:
     pricer: Pricer
     solution: Solution
     memory: Memory
+    recomputed: tuple[Block, ...] = ()
 
     @property
     def step_time_s(self) -> float:
@@ -31,3 +35,9 @@ class Found:
     def peak_memory_bytes(self) -> int:
         """Predicted bytes at the peak, on the rank with the largest shards."""
         return self.memory.total
+
+    @cached_property
+    def held(self) -> StageMemory:
+        """What is alive at each event of a schedule that runs it as a stage."""
+        choices = self.solution.choices
+        return stage_memory(self.annotated, choices, self.pricer, self.recomputed)

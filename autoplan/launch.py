@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import zlib
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
 from autoplan.errors import ConfigError, InputError
@@ -47,13 +49,17 @@ def paths_without_values(model: nn.Module) -> frozenset[str]:
     return box[0]
 
 
-def make_executor(mesh: Mesh, model: nn.Module, seed: int) -> Executor:
-    """Real ranks under torchrun (or an initialised process group), simulated ones otherwise."""
+def make_executors(meshes: Sequence[Mesh], model: nn.Module, seed: int) -> dict[int, Executor]:
+    """By pipeline rank, of those that are present in this process; `meshes`: of every one.
+
+    Real ranks under torchrun (or an initialised process group), simulated ones otherwise.
+    """
     first = next((p for p in (*model.parameters(), *model.buffers()) if not p.is_meta), None)
-    if start_process_group(mesh.num_devices):
-        if dist.get_world_size() != mesh.num_devices:
+    devices = sum(mesh.num_devices for mesh in meshes)
+    if start_process_group(devices):
+        if dist.get_world_size() != devices:
             raise ConfigError(
-                f"the plan is for {mesh.num_devices} devices, torchrun started "
+                f"the plan is for {devices} devices, torchrun started "
                 f"{dist.get_world_size()} processes; start as many as devices."
             )
         if "nccl" in dist.get_backend():
@@ -61,8 +67,23 @@ def make_executor(mesh: Mesh, model: nn.Module, seed: int) -> Executor:
             torch.cuda.set_device(device)
         else:
             device = torch.device("cpu")
-        return DistributedExecutor(mesh, device, seed)
-    return SimulatedExecutor(mesh, first.device if first is not None else torch.device("cpu"), seed)
+        own = dist.get_rank() // meshes[0].num_devices
+        # Every rank takes part in making every mesh, in one order.
+        made = {mesh: _device_mesh(mesh, len(meshes), device) for mesh in dict.fromkeys(meshes)}
+        return {own: DistributedExecutor(meshes[own], device, seed, made[meshes[own]])}
+    at = first.device if first is not None else torch.device("cpu")
+    return {rank: SimulatedExecutor(mesh, at, seed) for rank, mesh in enumerate(meshes)}
+
+
+def _device_mesh(mesh: Mesh, pipeline_ranks: int, device: torch.device) -> DeviceMesh:
+    """`mesh` over this rank's part of the job: one of `pipeline_ranks` equal parts."""
+    sizes = mesh.sizes or (1,)
+    names = mesh.axes or ("devices",)
+    if pipeline_ranks == 1:
+        return init_device_mesh(device.type, sizes, mesh_dim_names=names)
+    outer = next(name for name in ("pipeline", "pipeline_rank") if name not in names)
+    whole = init_device_mesh(device.type, (pipeline_ranks, *sizes), mesh_dim_names=(outer, *names))
+    return whole[names if len(names) > 1 else names[0]]
 
 
 def start_process_group(devices: int) -> bool:
@@ -94,17 +115,20 @@ def world_size() -> int:
     return int(size)
 
 
-def agree_on_arguments(mode: Any, example: Any, local_inputs: bool, known: bool) -> None:
+def agree_on_arguments(
+    mode: Any, example: Any, local_inputs: bool, known: bool, asked: str = ""
+) -> None:
     """Raise InputError on every rank where ranks were given arguments that do not go together.
 
     Shapes, types and plain values must be the same on all ranks, in every call; without
-    `local_inputs` the contents too, which is checked once for each form of arguments.
+    `local_inputs` the contents too, which is checked once for each form of arguments. So must be
+    what is `asked`: another method or option, on one rank alone, would leave others waiting.
     """
     if not distributed():
         return
     leaves = pytree.tree_leaves(example)
     forms = [_form_text(leaf) for leaf in leaves]
-    form = zlib.crc32(repr((mode, forms)).encode())
+    form = zlib.crc32(repr((mode, forms, asked)).encode())
     content = 0
     if not local_inputs and not known:
         for leaf in leaves:
@@ -118,16 +142,29 @@ def agree_on_arguments(mode: Any, example: Any, local_inputs: bool, known: bool)
     largest = most.tolist()
     if largest[0] != -largest[1] or largest[2] != -largest[3]:
         everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, f"({', '.join(forms)})")
-        raise InputError(
-            f"ranks were given different arguments: {', '.join(everyone)}. Give all the same "
-            "shapes and values: drop or pad a last, smaller batch."
-        )
+        dist.all_gather_object(everyone, (f"({', '.join(forms)})", asked))
+        raise InputError(_what_differs(everyone))
     if not known and largest[4] != -largest[5]:
         raise InputError(
             "ranks were given different contents, but each must pass the whole batch; seed the "
             "data alike, or give every rank its own part with local_inputs=True."
         )
+
+
+def _what_differs(everyone: Sequence[tuple[str, str]]) -> str:
+    """What ranks do not agree on, of the arguments and of what is asked on every one of them."""
+    given, asked = zip(*everyone, strict=True)
+    if len(set(given)) > 1:
+        return (
+            f"ranks were given different arguments: {', '.join(given)}. Give all the same "
+            "shapes and values: drop or pad a last, smaller batch."
+        )
+    if len(set(asked)) > 1:
+        return f"ranks were asked for different things: {'; '.join(asked)}. Call all alike."
+    return (
+        "ranks differ in the train or eval mode of a module, in which parameters want a gradient, "
+        "or in the calls before this one; do the same on all."
+    )
 
 
 def _form_text(leaf: Any) -> str:

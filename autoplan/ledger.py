@@ -9,17 +9,24 @@ from autoplan.buckets import Conversion, cut_buckets
 from autoplan.conversions import convert, prologue_conversions
 from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout
+from autoplan.memory.schedule import Block
 from autoplan.plan import Collective
 from autoplan.pricing import Pricer, inner_collectives
+from autoplan.recompute.pricing import reads_again
 from autoplan.sites import Annotated
 
 
 def collectives(
-    annotated: Annotated, choices: Sequence[int], pricer: Pricer, whole_outputs: bool
+    annotated: Annotated,
+    choices: Sequence[int],
+    pricer: Pricer,
+    whole_outputs: bool,
+    recomputed: Sequence[Block] = (),
 ) -> tuple[Collective, ...]:
     """Every collective of one step, in graph order, equal ones at one place counted together."""
     counted: dict[tuple[str, int, str, str, str, str], int] = {}
-    for key, runs in _entries(annotated, choices, pricer, whole_outputs):
+    entries = _entries(annotated, choices, pricer, whole_outputs)
+    for key, runs in (*entries, *_again(annotated, choices, pricer, recomputed)):
         counted[key] = counted.get(key, 0) + runs
     result = []
     for (kind, size, axis, path, phase, direction), count in counted.items():
@@ -75,6 +82,35 @@ def _entries(
     for path, source, meta in annotated.updates:
         layout = chosen[source.site].outputs[source.output]
         yield from boxed(convert(pricer.routers.body, layout, whole, meta, path), "body")
+
+
+def _again(
+    annotated: Annotated, choices: Sequence[int], pricer: Pricer, recomputed: Sequence[Block]
+) -> Iterator[tuple[_Key, int]]:
+    """Collectives that backward runs a second time, forward."""
+    sites, runs = annotated.sites, pricer.setting.microbatches
+    for block in recomputed:
+        for at, position in reads_again(annotated, block):
+            source = sites[at].inputs[position]
+            layout = sites[source.site].candidates[choices[source.site]].outputs[source.output]
+            target = sites[at].candidates[choices[at]].inputs[position]
+            meta = sites[source.site].outputs[source.output]
+            each = convert(pricer.routers.body, layout, target, meta, sites[at].path)
+            for move in each.moves:
+                for key in _entries_of([(each, move)], pricer, "body"):
+                    if key[5] == "forward":
+                        yield (*key[:5], AGAIN), runs
+        for at in block.again:
+            for inner in inner_collectives(
+                sites[at], sites[at].candidates[choices[at]], pricer.mesh
+            ):
+                if not inner.backward:
+                    place = inner.kind, inner.size_bytes, inner.axis, sites[at].path, "body"
+                    yield (*place, AGAIN), runs
+
+
+AGAIN = "recomputed"
+"""The direction of a collective of a second run."""
 
 
 def _entries_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -20,14 +20,17 @@ from autoplan.launch import (
     world_size,
 )
 from autoplan.parallel import mesh_choices
+from autoplan.piped import PipedModule
+from autoplan.pipelining.follow import with_pipeline_of
 from autoplan.plan import Plan, load_plan
-from autoplan.planned import Entry, PlannedModule
+from autoplan.planned import Entry, StageEntry
 from autoplan.refusals import refuse_hooks
 from autoplan.request import make_request
 from autoplan.runtime.batches import Example
-from autoplan.runtime.executor import Watch
-from autoplan.runtime.leaves import Handover, backward, leaf_of
+from autoplan.runtime.leaves import backward
 from autoplan.runtime.program import Constant
+from autoplan.runtime.relay import Relay, Stored
+from autoplan.runtime.stage_step import StageStep
 from autoplan.verify import Check, MakeOptimizer, verify
 
 
@@ -39,7 +42,32 @@ class StepResult:
     outputs: tuple[Any, ...] | None = None
 
 
-class ParallelModule(PlannedModule):
+class _Feed:
+    """What one stage takes of a module in a step, and what it leaves there."""
+
+    def __init__(
+        self,
+        module: ParallelModule,
+        stage: StageEntry,
+        leaves: Sequence[Sequence[Any]],
+        outputs: bool,
+    ) -> None:
+        self._module, self._stage, self._leaves, self._outputs = module, stage, leaves, outputs
+        self.kept: dict[int, list[Any]] = {}
+
+    def inputs(self, microbatch: int) -> list[Any]:
+        """The changing buffers and the arguments of a microbatch."""
+        return self._module._inputs(self._stage, self._leaves[microbatch])
+
+    def take(self, microbatch: int, outputs: list[Any], buffers: list[Any]) -> None:
+        """Keep the new buffers, and the outputs where they were asked for."""
+        self._module._keep(self._stage, buffers)
+        if self._outputs:
+            with torch.no_grad():
+                self.kept[microbatch] = self._module._outputs(self._stage, outputs)
+
+
+class ParallelModule(PipedModule):
     """A model under a plan. Call it, call `backward`, step an optimizer, as with the original.
 
     Arguments and outputs are logical values; every rank sees the same loss. Parameters are DTensors
@@ -51,54 +79,82 @@ class ParallelModule(PlannedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's outputs in its own structure, as logical values on every rank."""
         example: Example = (args, kwargs)
-        entry = self._entry_for_call(example)
+        grad = "with" if torch.is_grad_enabled() else "without"
+        entry = self._entry_for_call(example, f"a call {grad} gradients")
+        relay = self._relay(entry)
+        flat: list[Any] = [None] * len(entry.owners)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._request.setting.training):
-            values = self._prologue(entry)
-            outputs = self._body(entry, values, example)
-            return self._outputs(entry, outputs)
+            stored, leaves = relay.begin(self._stored(entry), pytree.tree_leaves(example))
+            for stage in entry.here:
+                values = self._prologue(stage, stored)
+                executor, program = self._executors[stage.rank], stage.programs[0]
+                received = relay.receive(stage.number, program)
+                executor.set_step(self._steps)
+                inputs = [*values, *self._inputs(stage, leaves), *received]
+                results = executor.run("body", stage.programs, inputs)
+                outputs, sent, buffers = program.parted(results)
+                self._keep(stage, buffers)
+                relay.send(stage.number, program, sent)
+                found = self._outputs(stage, outputs)
+                mine = (n for n, owner in enumerate(entry.owners) if owner == stage.number)
+                for position in mine:
+                    flat[position] = found[position]
+            self._steps += 1
+            flat = relay.join(flat)
+        return pytree.tree_unflatten(flat, entry.captured.out_spec)
 
-    def _prologue(self, entry: Entry) -> list[Any]:
-        executor, program = self._live_executor, entry.programs[0]
+    def _stored(self, entry: Entry) -> Stored:
+        """Every parameter that is present here, once for each pipeline rank that reads it."""
         parameters = dict(self.named_parameters(remove_duplicate=False))
-        buffers = dict(self.named_buffers(remove_duplicate=False))
         taken: set[int] = set()
-        inputs = [
-            executor.stored(parameters[s.name], self._storage[s.name], taken)
-            for s in program.parameters
-        ]
-        for spec in program.state:
-            value = buffers.get(spec.name)
-            if value is None:
-                value = entry.captured.constants[spec.name]
-            inputs.append(executor.give(value, spec.layout))
-        return executor.run("prologue", entry.programs, inputs)
+        stored: Stored = {}
+        for stage in entry.here:
+            executor = self._executors[stage.rank]
+            for spec in stage.programs[0].parameters:
+                if (stage.rank, spec.name) not in stored:
+                    value = executor.stored(parameters[spec.name], spec.layout, taken)
+                    stored[stage.rank, spec.name] = value
+        for path, place in self._tied_here.items():
+            ((rank, executor),) = self._executors.items()
+            if (rank, path) not in stored:
+                stored[rank, path] = executor.stored(parameters[path], place.layout, taken)
+        return stored
 
-    def _body(
-        self, entry: Entry, values: list[Any], example: Example, watch: Watch | None = None
-    ) -> list[Any]:
-        """The body's outputs; buffers that it changes have their new values afterwards."""
-        executor, program = self._live_executor, entry.programs[0]
-        leaves = pytree.tree_leaves(example)
+    def _prologue(self, stage: StageEntry, stored: Stored) -> list[Any]:
+        """What the body reads of parameters and constants."""
+        executor, program = self._executors[stage.rank], stage.programs[0]
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        inputs = [stored[stage.rank, spec.name] for spec in program.parameters]
+        for spec in program.state:
+            given = buffers.get(spec.name)
+            if given is None:
+                given = stage.captured.constants[spec.name]
+            inputs.append(executor.give(given, spec.layout))
+        return executor.run("prologue", stage.programs, inputs)
+
+    def _inputs(self, stage: StageEntry, leaves: Sequence[Any]) -> list[Any]:
+        """The changing buffers and the flat arguments, as the body of a stage takes them."""
+        executor, program = self._executors[stage.rank], stage.programs[0]
         held = dict(self.named_buffers(remove_duplicate=False))
         buffers = [executor.give(held[spec.name].clone(), spec.layout) for spec in program.updates]
-        inputs = [executor.give(leaves[position], spec.layout) for position, spec in program.inputs]
-        executor.set_step(self._steps)
-        self._steps += 1
-        results = executor.run("body", entry.programs, [*values, *buffers, *inputs], watch)
-        outputs = results[: len(results) - len(buffers)]
-        with torch.no_grad():
-            for spec, new in zip(program.updates, results[len(outputs) :], strict=True):
-                held[spec.name].copy_(executor.take(new))
-        return outputs
+        return buffers + [executor.give(leaves[at], spec.layout) for at, spec in program.inputs]
 
-    def _outputs(self, entry: Entry, outputs: list[Any]) -> Any:
-        executor, program = self._live_executor, entry.programs[0]
-        finals = executor.run("epilogue", entry.programs, outputs)
-        flat = [
+    @torch.no_grad()
+    def _keep(self, stage: StageEntry, buffers: Sequence[Any]) -> None:
+        """Let the module's buffers have the values that the body of a stage gave them."""
+        executor = self._executors[stage.rank]
+        held = dict(self.named_buffers(remove_duplicate=False))
+        for spec, new in zip(stage.programs[0].updates, buffers, strict=True):
+            held[spec.name].copy_(executor.take(new))
+
+    def _outputs(self, stage: StageEntry, outputs: list[Any]) -> list[Any]:
+        """Flat outputs of a stage, whole; plain values are None where another stage has them."""
+        executor, program = self._executors[stage.rank], stage.programs[0]
+        finals = executor.run("epilogue", stage.programs, outputs)
+        return [
             each.value if isinstance(each, Constant) else executor.take(finals[each.position])
             for each in program.outputs
         ]
-        return pytree.tree_unflatten(flat, entry.captured.out_spec)
 
     def train_step(
         self,
@@ -126,65 +182,72 @@ class ParallelModule(PlannedModule):
         kwargs = {} if kwargs is None else kwargs
         check_arguments(args, kwargs)
         parts = self._cut((tuple(args), dict(kwargs)), count)
-        entry = self._entry_for_call(parts[0])
-        if entry.programs[0].loss is None:
+        asked = f"train_step(microbatches={count}, {outputs=}, {forward_only=})"
+        entry = self._entry_for_call(parts[0], asked)
+        if entry.loss is None:
             raise InputError(
                 f"{self._model_name} returned no scalar loss for these arguments; pass labels, or "
                 "call the module and compute the loss yourself."
             )
-        executor = self._live_executor
+        relay = self._relay(entry)
+        flat = [pytree.tree_leaves(part) for part in parts]
+        feeds = {stage.number: _Feed(self, stage, flat, outputs) for stage in entry.here}
         with torch.set_grad_enabled(not forward_only):
-            values = self._prologue(entry)
-            leaves = [self._leaf(value) for value in values]
-            handovers = [[Handover(each) for each in executor.tensors(value)] for value in values]
-            del values  # their graph is enough for their backward
-            losses, trees = [], []
-            for part in parts:
-                loss, tree = self._microbatch(entry, leaves, part, count, outputs, forward_only)
-                losses.append(loss)
-                trees.append(tree)
+            stored, _ = relay.begin(self._stored(entry), ())
+            steps = [
+                StageStep(
+                    self._executors[stage.rank],
+                    stage.programs,
+                    self._prologue(stage, stored),
+                    feeds[stage.number],
+                    number=stage.number,
+                    microbatches=count,
+                    first_step=self._steps,
+                    grad=not forward_only,
+                )
+                for stage in entry.here
+            ]
+            del stored
+            self._run(entry, steps, count)
+            self._steps += count
             if not forward_only:
-                self._backward_of_prologue(handovers, leaves)
-        return StepResult(torch.stack(losses).mean(), tuple(trees) if outputs else None)
+                backward([relay.anchor, *(root for step in steps for root in step.roots())])
+        loss = self._mean_loss(entry, steps)
+        return StepResult(loss, self._trees(entry, feeds, relay, count) if outputs else None)
 
-    def _microbatch(
-        self,
-        entry: Entry,
-        leaves: list[Any],
-        part: Example,
-        count: int,
-        outputs: bool,
-        forward_only: bool,
-    ) -> tuple[Tensor, Any]:
-        """Its loss, one of `count`, and its outputs; gradients add to those of `leaves`."""
-        executor, program = self._live_executor, entry.programs[0]
-        results = self._body(entry, leaves, part)
-        assert program.loss is not None
-        place = program.outputs[program.loss]
-        loss = executor.take(results[place.position])  # type: ignore[union-attr]
-        if not outputs:
-            results = []  # what nobody asked for need not outlive its last reader
-        if not forward_only:
-            (loss / count).backward()  # type: ignore[no-untyped-call]
-        if not outputs:
-            return loss.detach(), None
-        with torch.no_grad():
-            return loss.detach(), self._outputs(entry, results)
+    def _run(self, entry: Entry, steps: Sequence[StageStep], count: int) -> None:
+        """All microbatches, through one stage or as the schedule of a pipeline has it."""
+        if len(entry.stages) > 1:
+            self._run_schedule(entry, steps, count)
+            return
+        (step,) = steps
+        for microbatch in range(count):
+            step.forward(microbatch)
+            if step.grad:
+                step.backward(microbatch)
 
-    def _leaf(self, value: Any) -> Any:
-        executor = self._live_executor
-        return executor.rebuild(value, [leaf_of(each) for each in executor.tensors(value)])
+    def _mean_loss(self, entry: Entry, steps: Sequence[StageStep]) -> Tensor:
+        """The mean over microbatches, known to the last stage, on every rank."""
+        last = next((step for step in steps if step.number == len(entry.stages) - 1), None)
+        loss = None
+        if last is not None:
+            loss = torch.stack([last.losses[each] for each in sorted(last.losses)]).mean()
+        return self._everywhere(entry, loss)
 
-    def _backward_of_prologue(self, handovers: list[list[Handover]], leaves: list[Any]) -> None:
-        """Hand the gradients of `leaves` on. Empties `leaves`: gathered values are spent."""
-        tensors = self._live_executor.tensors
-        roots = [
-            handover.take(each)
-            for given, leaf in zip(handovers, leaves, strict=True)
-            for handover, each in zip(given, tensors(leaf), strict=True)
-        ]
-        leaves.clear()
-        backward(roots)
+    def _trees(
+        self, entry: Entry, feeds: Mapping[int, _Feed], relay: Relay, count: int
+    ) -> tuple[Any, ...]:
+        """Every output, one tree per microbatch."""
+        trees = []
+        for microbatch in range(count):
+            flat: list[Any] = [None] * len(entry.owners)
+            for position, owner in enumerate(entry.owners):
+                if owner in feeds:
+                    flat[position] = feeds[owner].kept[microbatch][position]
+            with torch.no_grad():
+                flat = relay.join(flat)
+            trees.append(pytree.tree_unflatten(flat, entry.captured.out_spec))
+        return tuple(trees)
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -196,7 +259,10 @@ class ParallelModule(PlannedModule):
     @property
     def code(self) -> str:
         """The emitted program of this rank (rank 0 in simulation) as annotated Python text."""
-        return self._first.programs[0].code
+        stages = self._first.here
+        if len(self._first.stages) == 1:
+            return stages[0].programs[0].code
+        return "\n\n".join(f"# stage {s.number}\n\n{s.programs[0].code}" for s in stages)
 
     def report(self) -> str:
         """The plan as text."""
@@ -234,7 +300,7 @@ class ParallelModule(PlannedModule):
                 "plan with training=True, or verify with steps=0."
             )
         example: Example = (tuple(args), dict(kwargs))
-        entry = self._entry_for_call(example)
+        entry = self._entry_for_call(example, f"verify({precision=}, {steps=})")
         double = precision == "float64"
         coarsest = torch.float64 if double else _coarsest_type(entry.captured)
         if tolerance is None:
@@ -264,6 +330,11 @@ def _options_of(plan: Plan, devices: int, options: dict[str, Any]) -> dict[str, 
                 f"{name}={options[name]!r} goes into making a plan, and plan= gives one that is "
                 f"made; leave {name} out, or plan again with it."
             )
+    if options.get("recompute") not in (None, "auto"):
+        raise ConfigError(
+            f"recompute={options['recompute']!r} goes into making a plan, and plan= gives one that "
+            "is made; leave recompute out, or plan again with it."
+        )
     defaults = {name: each.default for name, each in signature(make_request).parameters.items()}
     for name, value in decided.items():
         given = options.get(name, value)
@@ -321,7 +392,10 @@ def parallelize(
     # A group that torchrun prepared is joined before planning: rank 0 plans for all.
     start_process_group(devices)
     refuse_hooks(model)
-    module = ParallelModule(model, make_request(devices, **options), plan, seed)
+    request = make_request(devices, **options)
+    if plan is not None and plan.pipeline is not None:
+        request = with_pipeline_of(request, plan)
+    module = ParallelModule(model, request, plan, seed)
     if args is not None or kwargs is not None:
         module.prepare(() if args is None else args, {} if kwargs is None else kwargs)
     return module

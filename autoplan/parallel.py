@@ -1,4 +1,7 @@
-"""The `parallel` argument: what the user fixes of the mesh, and what each axis is for."""
+"""The `parallel` argument: what the user fixes of the mesh, and what each axis is for.
+
+Its `pipeline` entry is read in `autoplan.pipeline_choice`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from autoplan.errors import ConfigError
 from autoplan.mesh import Mesh
 
 _KEYS = ("data", "tensor", "pipeline", "mesh")
+_PIPELINE_KEYS = ("size", "schedule", "chunks", "stage_map", "stages")
 _TENSOR_MODES = ("1d", "free")
 
 
@@ -39,7 +43,8 @@ def mesh_choices(
 
     `parallel`: `dict(data=2, tensor=dict(size=2, mode="1d"))`; a data size left out is inferred.
     `dict(mesh=dict(outer=2, inner=4))` names free axes. None leaves the shape to the planner: one
-    axis, or two. A `preset` binds the single axis, or the data axis beside a tensor one.
+    axis, or two. A `preset` binds the single axis, or the data axis beside a tensor one. Beside a
+    `pipeline`, the meshes are those of one pipeline rank's devices.
     Raises ConfigError for unknown keys, a missing mode, or sizes whose product is not `devices`.
     """
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
@@ -56,7 +61,7 @@ def mesh_choices(
             f"got {parallel!r}."
         )
     for key in parallel:
-        _check_key(key, _KEYS, "parallel")
+        check_key(key, _KEYS, "parallel")
     if "mesh" in parallel:
         return (_named_mesh(parallel, preset, devices),)
     return (_roles(parallel, preset, devices),)
@@ -75,13 +80,13 @@ def _free_meshes(devices: int) -> list[Mesh]:
 
 def _named_mesh(parallel: Mapping[str, Any], preset: str | None, devices: int) -> MeshChoice:
     sizes = parallel["mesh"]
-    if len(parallel) > 1 or not isinstance(sizes, Mapping):
+    if not set(parallel) <= {"mesh", "pipeline"} or not isinstance(sizes, Mapping):
         raise ConfigError(
             "parallel=dict(mesh=...) names every axis itself, e.g. dict(mesh=dict(outer=2, "
-            f"inner=4)), and goes with no other key; got {dict(parallel)!r}."
+            f"inner=4)), and goes with no other key but pipeline; got {dict(parallel)!r}."
         )
-    sizes = {name: _size(size, f"mesh axis {name!r}") for name, size in sizes.items()}
-    _check_product(sizes, devices)
+    sizes = {axis: positive(n, f"the size of mesh axis {axis!r}") for axis, n in sizes.items()}
+    _check_product(sizes, pipeline_size(parallel), devices)
     mesh = Mesh.of(**sizes)
     bound = mesh.axes if preset else ()
     return MeshChoice(
@@ -94,26 +99,19 @@ def _named_mesh(parallel: Mapping[str, Any], preset: str | None, devices: int) -
 
 def _roles(parallel: Mapping[str, Any], preset: str | None, devices: int) -> MeshChoice:
     tensor, mode = _tensor(parallel.get("tensor"))
-    pipeline = _entry(parallel.get("pipeline"), "pipeline", ("size", "schedule")) or 1
+    pipeline = pipeline_size(parallel)
     data = _entry(parallel.get("data"), "data", ("size",))
     inferred = data is None
     if data is None:
         others = (tensor or 1) * pipeline
         if devices % others:
-            named = f"tensor size {others}" if pipeline == 1 else f"tensor x pipeline = {others}"
             raise ConfigError(
-                f"{named} does not divide {devices} devices; "
+                f"{_factors(tensor or 1, pipeline)} does not divide {devices} devices; "
                 f"use a divisor of {devices}, or {_next_multiple(devices, others)} devices."
             )
         data = devices // others
     sizes = {"data": data, "tensor": tensor or 1}
-    _check_product(sizes | ({"pipeline": pipeline} if pipeline > 1 else {}), devices)
-    if pipeline > 1:
-        raise ConfigError(
-            f"pipeline={pipeline} (data {data} x tensor {tensor or 1} x pipeline {pipeline} = "
-            f"{devices} devices): pipeline stages are not planned yet; leave pipeline out, or give "
-            "it size 1."
-        )
+    _check_product(sizes, pipeline, devices)
     mesh = Mesh.of(**sizes)
     role = "data parallelism, the default" if inferred else f"parallel data={data}"
     split = f"preset={preset!r}" if preset else role
@@ -126,12 +124,24 @@ def _roles(parallel: Mapping[str, Any], preset: str | None, devices: int) -> Mes
     return MeshChoice(mesh, bound, tuple(sizes), {axis: written[axis] for axis in bound})
 
 
+def pipeline_size(parallel: Mapping[str, Any]) -> int:
+    """The number of pipeline ranks; 1 without a pipeline."""
+    return _entry(parallel.get("pipeline"), "pipeline", _PIPELINE_KEYS) or 1
+
+
+def _factors(tensor: int, pipeline: int) -> str:
+    if tensor > 1 and pipeline > 1:
+        return f"tensor x pipeline = {tensor * pipeline}"
+    return f"pipeline size {pipeline}" if pipeline > 1 else f"tensor size {tensor}"
+
+
 def _next_multiple(devices: int, size: int) -> int:
     return -(-devices // size) * size
 
 
-def _check_product(sizes: Mapping[str, int], devices: int) -> None:
-    product = math.prod(sizes.values())
+def _check_product(axes: Mapping[str, int], pipeline: int, devices: int) -> None:
+    sizes = {**axes, "pipeline": pipeline} if pipeline > 1 else axes
+    product = math.prod(axes.values()) * pipeline
     if product != devices:
         text = " x ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(
@@ -145,8 +155,8 @@ def _tensor(value: Any) -> tuple[int | None, str]:
         return None, "free"
     if isinstance(value, Mapping):
         for key in value:
-            _check_key(key, ("size", "mode"), "parallel['tensor']")
-        size = _size(value.get("size"), "tensor")
+            check_key(key, ("size", "mode"), "parallel['tensor']")
+        size = positive(value.get("size"), "the size of tensor")
         mode = value.get("mode")
         if mode is None and size == 1:
             return size, "free"
@@ -157,7 +167,7 @@ def _tensor(value: Any) -> tuple[int | None, str]:
                 )
             return size, mode
     else:
-        size = _size(value, "tensor")
+        size = positive(value, "the size of tensor")
         if size == 1:
             return size, "free"
     raise ConfigError(
@@ -169,18 +179,20 @@ def _tensor(value: Any) -> tuple[int | None, str]:
 def _entry(value: Any, name: str, keys: tuple[str, ...]) -> int | None:
     if isinstance(value, Mapping):
         for key in value:
-            _check_key(key, keys, f"parallel[{name!r}]")
+            check_key(key, keys, f"parallel[{name!r}]")
         value = value.get("size")
-    return None if value is None else _size(value, name)
+    return None if value is None else positive(value, f"the size of {name}")
 
 
-def _size(value: Any, name: str) -> int:
+def positive(value: Any, name: str) -> int:
+    """`value`, called `name`, if it is a positive whole number; else ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"the size of {name} must be a positive whole number, got {value!r}.")
+        raise ConfigError(f"{name} must be a positive whole number, got {value!r}.")
     return value
 
 
-def _check_key(key: Any, known: tuple[str, ...], where: str) -> None:
+def check_key(key: Any, known: tuple[str, ...], where: str) -> None:
+    """Raise ConfigError, with the nearest one, for a key that `where` does not have."""
     if key not in known:
         near = difflib.get_close_matches(str(key), known, n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,32 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from autoplan.errors import ConfigError, InputError
-from autoplan.launch import distributed, make_executor, paths_without_values, same_everywhere
+from autoplan.launch import distributed, make_executors, paths_without_values, same_everywhere
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.runtime.executor import Executor
 
 SEED, STEP = "autoplan_random_seed", "autoplan_random_step"
 """Buffers of a module whose plan draws random numbers: a resumed run draws what follows."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter or buffer is: its layout, the same on every pipeline rank of `homes`."""
+
+    layout: Layout
+    homes: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Shape and type of a parameter or buffer, and the first path that it is known by."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    leader: str
+    persistent: bool
+    is_parameter: bool
 
 
 class Part(nn.Module):
@@ -36,14 +56,22 @@ class Part(nn.Module):
 class PlacedModule(nn.Module):
     """Parameters in their storage layouts, and buffers, under the original model's paths.
 
-    Parameters are DTensors under torch.distributed, logical tensors in simulation.
+    Parameters are DTensors under torch.distributed, logical tensors in simulation. A real rank of a
+    pipeline has those of its own stages alone; what all ranks must know alike is in `_places` and
+    `_forms`.
     """
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__()
         self._model_name = type(model).__name__
-        self._executor: Executor | None = None
-        self._storage: dict[str, Layout] = {}
+        self._executors: dict[int, Executor] = {}
+        """By pipeline rank: of this one, or in simulation of all."""
+        self._meshes: tuple[Mesh, ...] = ()
+        self._places: dict[str, Place] = {}
+        """By the first path of each parameter and buffer."""
+        self._forms: dict[str, Form] = {}
+        """By every path, in the order of the model's state."""
+        self._absent: frozenset[str] = frozenset()
         # Held outside of nn.Module's registry until they are placed.
         self._weights: nn.Module | None
         object.__setattr__(self, "_weights", model)
@@ -60,43 +88,63 @@ class PlacedModule(nn.Module):
 
     # -- placing ----------------------------------------------------------------------------
 
-    def _place(self, mesh: Mesh, stored: Mapping[str, Layout]) -> None:
-        """Create the executor, and the parameters in their storage layouts.
+    def _place(self, meshes: Sequence[Mesh], places: Mapping[str, Place]) -> None:
+        """Create the executors, and the parameters in their storage layouts.
 
-        Of a model on the meta device every rank makes room for its own shards alone.
+        `meshes`: of every pipeline rank. What is in no place is whole, on pipeline rank 0. Of a
+        model on the meta device every rank makes room for its own shards alone.
         """
         model = self._weights
         assert model is not None
-        executor = make_executor(mesh, model, int(self._random(SEED)))
-        self._executor = executor
-        absent = paths_without_values(model)
-        whole = Layout.parse(["B"] * mesh.ndim)
-        placed: dict[int, nn.Parameter] = {}
-        for path, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in placed:
-                layout = self._storage[path] = stored.get(path) or whole
-                value = parameter.detach()
-                value = value.to("meta") if path in absent else same_everywhere(value, executor)
-                placed[id(parameter)] = executor.parameter(value, layout, parameter.requires_grad)
-                if path in absent:
-                    self._await(path, placed[id(parameter)])
-            self._register(path, placed[id(parameter)])
+        self._executors = make_executors(meshes, model, int(self._random(SEED)))
+        self._meshes = tuple(meshes)
+        self._absent = paths_without_values(model)
         state = model.state_dict(keep_vars=True)
-        shared: dict[int, Tensor] = {}
-        for path, buffer in model.named_buffers(remove_duplicate=False):
-            if id(buffer) not in shared and path in absent:
-                value = torch.zeros(buffer.shape, dtype=buffer.dtype, device=executor.device)
-                self._await(path, value)
-                shared[id(buffer)] = value
-            elif id(buffer) not in shared:
-                value = same_everywhere(buffer.detach(), executor)
-                shared[id(buffer)] = value.to(executor.device, copy=True)
-            self._register(path, shared[id(buffer)], persistent=path in state)
+        whole = Place(Layout.parse(["B"] * meshes[0].ndim))
+        tensors = (
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        )
+        leaders: dict[int, str] = {}
+        made: dict[str, Tensor | None] = {}
+        for path, tensor in tensors:
+            leader = leaders.setdefault(id(tensor), path)
+            trained = isinstance(tensor, nn.Parameter)
+            shape = tuple(tensor.shape)
+            self._forms[path] = Form(shape, tensor.dtype, leader, path in state, trained)
+            if leader == path:
+                self._places[path] = places.get(path, whole)
+                made[path] = self._placed(path, tensor)
+            value = made[leader]
+            if value is not None:
+                self._register(path, value, persistent=path in state)
         for path, module in model.named_modules(remove_duplicate=False):
             self._register_module(path, module.training)
-        known = self._tensors()
-        self._extra_states = {path: value for path, value in state.items() if path not in known}
+        order = [path for path in state if path in self._forms]
+        self._forms = {path: self._forms[path] for path in (*order, *self._forms)}
+        self._extra_states = {p: value for p, value in state.items() if p not in self._forms}
         object.__setattr__(self, "_weights", None)
+
+    def _placed(self, path: str, tensor: Tensor) -> Tensor | None:
+        """What this process holds of a parameter or buffer; None of another pipeline rank's."""
+        place = self._places[path]
+        executor = next((e for rank, e in self._executors.items() if rank in place.homes), None)
+        without = path in self._absent
+        value = tensor.detach()
+        if not without:
+            value = same_everywhere(value, executor or self._live_executor)
+        if executor is None:
+            return None
+        if isinstance(tensor, nn.Parameter):
+            value = value.to("meta") if without else value
+            held: Tensor = executor.parameter(value, place.layout, tensor.requires_grad)
+        elif without:
+            held = torch.zeros(tensor.shape, dtype=tensor.dtype, device=executor.device)
+        else:
+            held = value.to(executor.device, copy=True)
+        if without:
+            self._await(path, held)
+        return held
 
     def _register(self, path: str, value: Tensor, persistent: bool = True) -> None:
         """Register under the model's own path, in a tree of plain modules."""
@@ -126,11 +174,16 @@ class PlacedModule(nn.Module):
 
     @property
     def _live_executor(self) -> Executor:
-        if self._executor is None:
+        """The executor of this process; of the first pipeline rank in simulation."""
+        if not self._executors:
             raise InputError(
                 "the module has no plan yet: call it once, or give example args to parallelize()."
             )
-        return self._executor
+        return next(iter(self._executors.values()))
+
+    @property
+    def _ranks_per_stage(self) -> int:
+        return self._meshes[0].num_devices
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
         """Parameters by the original model's paths; InputError before there is a plan."""
@@ -161,19 +214,25 @@ class PlacedModule(nn.Module):
         self._waiting[path] = tensor, local._version
 
     def _still_waiting(self, paths: Iterable[str]) -> list[str]:
-        """Which of `paths` have no value yet, on any rank; collective while some are waiting."""
-        asked = [path for path in dict.fromkeys(paths) if path in self._waiting]
+        """Which of `paths` have no value yet, on any rank; collective while some are waiting.
+
+        The same paths on every rank, whatever it holds of them.
+        """
+        known = (self._forms[path].leader for path in paths if path in self._forms)
+        asked = [path for path in dict.fromkeys(known) if path in self._absent]
         if not asked:
             return []
         held = self._tensors()
-        empty = [path for path in asked if self._is_empty(path, held[path])]
+        waiting = [path for path in asked if path in self._waiting]
+        empty = [path for path in waiting if self._is_empty(path, held[path])]
         if distributed():
             everywhere: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(everywhere, empty)
             empty = [path for path in asked if any(path in each for each in everywhere)]
         for path in asked:
             if path not in empty:
-                del self._waiting[path]
+                self._waiting.pop(path, None)
+        self._absent = self._absent.difference(set(asked).difference(empty))
         return empty
 
     def _is_empty(self, path: str, tensor: Tensor) -> bool:
@@ -190,12 +249,12 @@ class PlacedModule(nn.Module):
         missing = self._still_waiting(paths)
         if missing:
             raise InputError(self._without_values(missing))
-        for comm in self._live_executor.comms:
-            comm.seed = self._seed
+        for executor in self._executors.values():
+            for comm in executor.comms:
+                comm.seed = self._seed
 
     def _without_values(self, paths: list[str]) -> str:
-        persistent = self.state_dict(keep_vars=True)
-        outside = [path for path in paths if path not in persistent]
+        outside = [path for path in paths if not self._forms[path].persistent]
         fix = "load them with load_full_state_dict, or with torch.distributed.checkpoint"
         if outside:
             fix += (

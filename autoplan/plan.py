@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from autoplan.errors import LayoutError, PlanFileError
+from autoplan.errors import ConfigError, LayoutError, PlanFileError
 from autoplan.hints.pins import PinPrice
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
@@ -129,6 +129,65 @@ class Baseline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+def stage_name(number: int, model: str) -> str:
+    """What the plan of a pipeline's stage calls its part of the model."""
+    return f"stage {number} of {model}"
+
+
+class StageRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One pipeline stage: what it holds, and its predicted seconds and bytes.
+
+    `rank` is its place on the pipeline axis, which holds several stages under interleaved
+    schedules; `ranks` are its devices. `forward_s`, `backward_s`, and the transfers (of what it
+    passes on, and of its gradient back) are of one microbatch; `once_s` of gathering parameters,
+    reducing gradients and the optimizer, of one step. `in_flight`: the most microbatches whose
+    activations it holds at once. `rank_peak_memory_bytes` is of its rank, with all stages there,
+    whose peaks need not fall together; every rank has the whole arguments.
+    """
+
+    rank: Count
+    ranks: tuple[Count, ...]
+    pieces: tuple[str, ...]
+    forward_s: Seconds
+    backward_s: Seconds
+    forward_transfer_s: Seconds
+    backward_transfer_s: Seconds
+    once_s: Seconds
+    in_flight: Count
+    peak_memory_bytes: Count
+    rank_peak_memory_bytes: Count = 0
+
+
+class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a model is cut into stages, and the schedule that runs them.
+
+    `pieces` are the model's blocks and stray parts in order; `actual` and `automatic` are the stage
+    of each, with the user's hints and without them. `bubble` is the part of the ranks' time in
+    which they wait. `bound`: seconds below which no cut of these pieces goes, as the cut was
+    chosen: at the prices of the model solved whole, with sum_s t_s + (m-1) max t_s for the time of
+    a step. The schedule itself may take less.
+    """
+
+    schedule: str
+    size: Count
+    pieces: tuple[str, ...]
+    actual: tuple[Count, ...]
+    automatic: tuple[Count, ...]
+    stages: tuple[StageRow, ...]
+    bubble: float
+    bound: float = 0.0
+
+    @property
+    def imbalance(self) -> float:
+        """Seconds of the slowest rank's microbatch over the mean of all, less 1."""
+        loads = [0.0] * self.size
+        for stage in self.stages:
+            loads[stage.rank] += stage.forward_s + stage.backward_s
+            loads[stage.rank] += stage.forward_transfer_s + stage.backward_transfer_s
+        mean = sum(loads) / len(loads)
+        return max(loads) / mean - 1 if mean else 0.0
+
+
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """One plan. Layouts are text here; `layout(path)` reads them.
 
@@ -159,6 +218,15 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     devices_per_node: Annotated[int, msgspec.Meta(ge=1, le=2**20)] | None = None
     hints: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    recomputed: tuple[str, ...] = ()
+    """Blocks that keep nothing for backward, which runs their forward a second time."""
+    recomputation_s: Seconds = 0.0
+    """What these second runs take of `step_time_s`."""
+    pipeline: Pipeline | None = None
+    stages: tuple[Plan, ...] = ()
+    """Of a pipeline: the plan of every stage, on its own mesh; its choices are in them alone."""
+    wires: dict[str, str] = {}
+    """Of a stage: the layouts of the values that it receives and sends, by graph node."""
 
     @property
     def mesh(self) -> Mesh:
@@ -189,6 +257,27 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise LayoutError(f"the plan has no parameter, argument or module {path!r}{meant}.")
 
+    @property
+    def stage_map(self) -> dict[str, int]:
+        """The stage of each piece of the model, in order; without a pipeline empty."""
+        if self.pipeline is None:
+            return {}
+        return dict(zip(self.pipeline.pieces, self.pipeline.actual, strict=True))
+
+    def stage(self, path: str) -> int:
+        """The stage that holds a parameter, module, argument or piece; of several the first.
+
+        Without a pipeline all are on stage 0. LayoutError suggests the nearest path.
+        """
+        found = self.stage_map.get(path)
+        if found is not None:
+            return found
+        for number, stage in enumerate(self.stages):
+            if any(row.path == path for row in stage.tensors):
+                return number
+        self.tensor(path)
+        return 0
+
     def layout(self, path: str) -> Layout:
         """Layout of a parameter between steps, or of an argument's or module's value."""
         return Layout.parse(self.tensor(path).layout)
@@ -205,27 +294,40 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         Other choices are solved for anew, so that their step times are of whole plans. Raises
         LayoutError, with the nearest path, for one that the plan does not know.
         """
-        from autoplan.why.explain import explain
+        from autoplan.why.explain import explain, explain_in_stages
 
+        if self.stages:
+            return explain_in_stages(self, path)
         return explain(self, self._origin, path)
 
     def sensitivity(self) -> Sensitivity:
         """At which bandwidth, compute rate, batch or memory another plan is faster; print it.
 
-        Raises ConfigError for a plan that was read from a file and not loaded on its model.
+        Raises ConfigError for a plan that was read from a file and not loaded on its model, and for
+        a pipeline, whose `stages` are asked one by one.
         """
         from autoplan.why.sensitivity import sensitivity
 
+        self._refuse_pipeline("sensitivity()")
         return sensitivity(self, self._origin)
 
     def frontier(self, points: int = 8) -> Frontier:
         """Step time against memory, from this plan's down to the least that was found; print it.
 
-        Raises ConfigError for a plan that was read from a file and not loaded on its model.
+        Raises ConfigError for a plan that was read from a file and not loaded on its model, and for
+        a pipeline, whose `stages` are asked one by one.
         """
         from autoplan.why.frontier import frontier
 
+        self._refuse_pipeline("frontier()")
         return frontier(self, self._origin, points)
+
+    def _refuse_pipeline(self, what: str) -> None:
+        if self.stages:
+            raise ConfigError(
+                f"{what} solves one stage again, and this plan is a pipeline of "
+                f"{len(self.stages)}; ask a stage, as plan.stages[0].{what}."
+            )
 
     @property
     def _origin(self) -> Origin | None:

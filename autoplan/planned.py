@@ -20,9 +20,12 @@ from autoplan.launch import agree_on_arguments, distributed
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
+from autoplan.pipelining.follow import adopt_pipeline, follow_pipeline
+from autoplan.placed import Place
 from autoplan.plan import Plan, decode_plan, encode_plan
 from autoplan.planfiles.follow import adopt, follow
-from autoplan.planning import Planned, check_local_inputs, plan_captured
+from autoplan.planning import Planned, PlannedPipeline, check_local_inputs, plan_captured
+from autoplan.recompute.emission import recompute_blocks
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.runtime.batches import Example, whole_batch
@@ -34,12 +37,50 @@ from autoplan.structure import structure_of
 
 
 @dataclass(frozen=True)
+class StageEntry:
+    """One stage: `programs` of its ranks that are present in this process, none elsewhere."""
+
+    number: int
+    rank: int
+    """The pipeline rank that holds it."""
+    planned: Planned
+    programs: tuple[Program, ...]
+
+    @property
+    def captured(self) -> Captured:
+        """The part of the model that it is."""
+        return self.planned.annotated.captured
+
+
+@dataclass(frozen=True)
 class Entry:
     """The programs for one form of the arguments: shapes, types, values, train or eval mode."""
 
-    planned: Planned
+    planned: Planned | PlannedPipeline
     captured: Captured
-    programs: tuple[Program, ...]
+    stages: tuple[StageEntry, ...]
+
+    @property
+    def loss(self) -> int | None:
+        """The flat output that is the loss: of the last stage."""
+        return self.stages[-1].planned.annotated.loss
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """The stage that makes each flat output."""
+        if isinstance(self.planned, PlannedPipeline):
+            return self.planned.split.owners
+        return (0,) * len(self.captured.output_nodes)
+
+    @property
+    def here(self) -> tuple[StageEntry, ...]:
+        """The stages that are present in this process."""
+        return tuple(stage for stage in self.stages if stage.programs)
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Of the first stage that is present here."""
+        return self.here[0].programs
 
 
 class PlannedModule(StatefulModule):
@@ -70,7 +111,7 @@ class PlannedModule(StatefulModule):
                 f"{name!r} is an attribute of the model, whose value is part of the plan; set it "
                 "on the original model, and parallelize that again."
             )
-        placed = structure is not None and self._executor is not None
+        placed = structure is not None and bool(self._executors)
         if placed and isinstance(value, (nn.Parameter, nn.Module)):
             raise ConfigError(
                 f"{name!r}: a parallel module takes no new parameters or modules; add them to the "
@@ -105,20 +146,21 @@ class PlannedModule(StatefulModule):
         leaves, spec = pytree.tree_flatten(example)
         self._follow()
         modes = tuple(module.training for module in self._structure.modules())
-        trained = tuple(p.requires_grad for p in self._parameters_in_force().values())
+        trained = tuple(p.requires_grad for p in self._structure.parameters())
         return spec, modes, trained, tuple(_form(leaf) for leaf in leaves)
 
     def _parameters_in_force(self) -> Mapping[str, nn.Parameter]:
         if self._weights is not None:
             return dict(self._weights.named_parameters())
         held = dict(super().named_parameters(remove_duplicate=False))
-        return {path: held[path] for path in self._storage}
+        return {path: held[path] for path in self._places if path in held}
 
     def _follow(self) -> None:
         """Let the structure have the modes and trainable parameters that are in force here."""
         in_force = self._parameters_in_force()
         for path, parameter in self._structure.named_parameters():
-            parameter.requires_grad_(in_force[path].requires_grad)
+            if path in in_force:  # another pipeline rank has the others
+                parameter.requires_grad_(in_force[path].requires_grad)
         own = dict(self.named_modules()) if self._weights is None else {}
         for path, module in self._structure.named_modules(remove_duplicate=False):
             if path in own:
@@ -145,43 +187,45 @@ class PlannedModule(StatefulModule):
         if self._request.local_inputs:
             check_local_inputs(captured)
         planned = self._agree_on_plan(captured)
-        sites = planned.annotated.sites
-        if self._executor is None:
-            layouts = {
-                site.path: storage
-                for site, choice in zip(sites, planned.choices, strict=True)
-                if (storage := site.candidates[choice].storage) is not None
-            }
-            self._place(planned.plan.mesh, layouts)
+        if not self._executors:
+            self._place(_meshes(planned), _places(planned))
+        sites = [site for stage in planned.stages for site in stage.annotated.sites]
         if any(site.call is not None and is_random(site.call) for site in sites):
             self._keep_random_position()
-        executor = self._live_executor
-        programs = tuple(
-            emit(
-                planned.annotated,
-                planned.choices,
-                planned.pricer.routers,
-                rank,
-                planned.plan.whole_outputs,
-            )
-            for rank in executor.ranks
+        ranks = _pipeline_ranks(planned)
+        stages = tuple(
+            StageEntry(number, rank, stage, self._emit(stage, rank))
+            for number, (stage, rank) in enumerate(zip(planned.stages, ranks, strict=True))
         )
-        return Entry(planned, captured, programs)
+        return Entry(planned, captured, stages)
 
-    def _agree_on_plan(self, captured: Captured) -> Planned:
+    def _emit(self, planned: Planned, pipeline_rank: int) -> tuple[Program, ...]:
+        """The programs of the ranks that are present here."""
+        executor = self._executors.get(pipeline_rank)
+        return tuple(
+            recompute_blocks(
+                emit(
+                    planned.annotated,
+                    planned.choices,
+                    planned.pricer.routers,
+                    rank,
+                    planned.plan.whole_outputs,
+                ),
+                planned.recomputed,
+            )
+            for rank in (executor.ranks if executor is not None else ())
+        )
+
+    def _agree_on_plan(self, captured: Captured) -> Planned | PlannedPipeline:
         """Plan on rank 0 alone, and let all follow: a time limit may cut ranks differently."""
         plan = self._given_plan if not self._entries else None
         request = self._request
         if self._entries:
-            mesh = self._first.planned.plan.mesh
-            held = [
-                Hint(p, "storage", _pins(mesh, s), "the layouts held")
-                for p, s in self._storage.items()
-            ]
-            choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
-            request = replace(request, meshes=(choice,), held=tuple(held))
+            request = self._with_places_held(request)
 
-        def make() -> Planned:
+        def make() -> Planned | PlannedPipeline:
+            if plan is not None and plan.pipeline is not None:
+                return adopt_pipeline(captured, plan, request)
             if plan is not None:
                 return adopt(captured, plan, request)
             return plan_captured(captured, request, self._model_name)
@@ -189,7 +233,7 @@ class PlannedModule(StatefulModule):
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return make()
         box: list[Any] = [None]
-        planned: Planned | None = None
+        planned: Planned | PlannedPipeline | None = None
         if dist.get_rank() == 0:
             try:
                 planned = make()
@@ -202,7 +246,9 @@ class PlannedModule(StatefulModule):
             failure = box[0]
         elif planned is None:
             try:
-                planned = follow(captured, decode_plan(box[0], "the plan of rank 0"), request)
+                found = decode_plan(box[0], "the plan of rank 0")
+                follows = follow if found.pipeline is None else follow_pipeline
+                planned = follows(captured, found, request)
             except AutoplanError as error:
                 failure = error
         # Nobody goes on alone: a rank that cannot follow stops all of them with its own error.
@@ -214,6 +260,32 @@ class PlannedModule(StatefulModule):
         assert planned is not None
         return planned
 
+    def _with_places_held(self, request: Request) -> Request:
+        """The same request, of a module whose parameters have their places already."""
+        trained = {path for path, form in self._forms.items() if form.is_parameter}
+        places = {path: place for path, place in self._places.items() if path in trained}
+        held = [
+            Hint(path, "storage", _pins(self._meshes[place.homes[0]], place.layout), _HELD)
+            for path, place in places.items()
+        ]
+        mesh = self._meshes[0]
+        choice = next((c for c in request.meshes if c.mesh == mesh), MeshChoice(mesh))
+        pipeline = request.pipeline
+        if pipeline is not None:
+            own = tuple((MeshChoice(each),) for each in self._meshes)
+            stages = self._first.stages
+            modules: dict[str, int] = {}
+            for stage in stages:
+                for node in stage.captured.graph.nodes:
+                    if node.op == "call_function":
+                        modules.setdefault(str(node.meta.get("path", "")), stage.number)
+            homes = {
+                path: tuple(stage.number for stage in stages if stage.rank in place.homes)
+                for path, place in places.items()
+            }
+            pipeline = replace(pipeline, stage_map=None, meshes=own, held=modules, homes=homes)
+        return replace(request, meshes=(choice,), held=tuple(held), pipeline=pipeline)
+
     @property
     def _first(self) -> Entry:
         self._live_executor  # noqa: B018  (raises where there is no plan)
@@ -223,7 +295,8 @@ class PlannedModule(StatefulModule):
             )
         return next(iter(self._entries.values()))
 
-    def _entry_for_call(self, example: Example) -> Entry:
+    def _entry_for_call(self, example: Example, asked: str) -> Entry:
+        """The programs for a call; `asked` says which, and must be the same on all ranks."""
         if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(example)):
             raise InputError(
                 "an argument is on the meta device, without values; give real tensors."
@@ -236,15 +309,15 @@ class PlannedModule(StatefulModule):
         if self._request.local_inputs:
             self._check_local_inputs()
         key = self._key(example)
-        agree_on_arguments(key[1:3], example, self._request.local_inputs, key in self._seen)
+        known, local = key in self._seen, self._request.local_inputs
+        agree_on_arguments(key[1:3], example, local, known, asked)
         self._seen.add(key)
         if self._request.local_inputs:
             entry = self._entry(whole_batch(example, self._request.devices))
         else:
             entry = self._entry(example, key)
-        program = entry.programs[0]
-        read = (*program.parameters, *program.state, *program.updates)
-        self._ready(spec.name for spec in read)
+        inputs = [each for stage in entry.stages for each in stage.captured.inputs]
+        self._ready(each.path for each in inputs if each.kind in ("parameter", "buffer"))
         return entry
 
     def __deepcopy__(self, memo: Any) -> PlannedModule:
@@ -258,6 +331,35 @@ class PlannedModule(StatefulModule):
                 "local_inputs=True needs real ranks, each with its own part of the batch; run "
                 "under torchrun, or give the whole batch to a simulated module."
             )
+
+
+_HELD = "the layouts held"
+
+
+def _pipeline_ranks(planned: Planned | PlannedPipeline) -> tuple[int, ...]:
+    """The pipeline rank that holds each stage."""
+    pipeline = planned.plan.pipeline
+    return (0,) if pipeline is None else tuple(row.rank for row in pipeline.stages)
+
+
+def _meshes(planned: Planned | PlannedPipeline) -> tuple[Mesh, ...]:
+    """The mesh of every pipeline rank."""
+    found = dict(zip(_pipeline_ranks(planned), planned.stages, strict=True))
+    return tuple(found[rank].annotated.mesh for rank in sorted(found))
+
+
+def _places(planned: Planned | PlannedPipeline) -> dict[str, Place]:
+    """Where the parameters and buffers are that some stage reads."""
+    found: dict[str, Place] = {}
+    for rank, stage in zip(_pipeline_ranks(planned), planned.stages, strict=True):
+        for site, choice in zip(stage.annotated.sites, stage.choices, strict=True):
+            if site.kind in ("parameter", "buffer"):
+                candidate = site.candidates[choice]
+                layout = candidate.storage or candidate.outputs[0]
+                known = found.setdefault(site.path, Place(layout, (rank,)))
+                homes = tuple(dict.fromkeys((*known.homes, rank)))
+                found[site.path] = replace(known, homes=homes)
+    return found
 
 
 def _pins(mesh: Mesh, layout: Layout) -> dict[str, frozenset[Any]]:

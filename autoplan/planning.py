@@ -19,7 +19,11 @@ from autoplan.found import Found
 from autoplan.hints.conflicts import explain_conflict
 from autoplan.hints.demands import Demand, demands_of, only
 from autoplan.hints.pins import PinPrice, price_pins
-from autoplan.plan import Plan
+from autoplan.memory.schedule import Block
+from autoplan.pipelining.describe import describe_pipeline
+from autoplan.pipelining.planner import Piped, search_pipeline
+from autoplan.pipelining.splitting import Split
+from autoplan.plan import Baseline, Plan
 from autoplan.pricing import Pricer
 from autoplan.registry import rules_in_force
 from autoplan.request import Request, make_request
@@ -38,9 +42,24 @@ class Planned:
     annotated: Annotated
     choices: tuple[int, ...]
     pricer: Pricer
+    recomputed: tuple[Block, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Planned, ...]:
+        """The model as the one stage that it is."""
+        return (self,)
 
 
-def plan_captured(captured: Captured, request: Request, model: str) -> Planned:
+@dataclass(frozen=True)
+class PlannedPipeline:
+    """A pipeline with what emission needs: every stage as a solved problem of its own."""
+
+    plan: Plan
+    stages: tuple[Planned, ...]
+    split: Split
+
+
+def plan_captured(captured: Captured, request: Request, model: str) -> Planned | PlannedPipeline:
     """The best plan over the request's meshes, with baselines and the prices of its hints.
 
     Raises HintError or InfeasibleError if none works, naming a smallest set of demands that
@@ -66,27 +85,51 @@ def _settled_heap() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _plan_captured(captured: Captured, request: Request, model: str) -> Planned:
+def _plan_captured(captured: Captured, request: Request, model: str) -> Planned | PlannedPipeline:
     demands = demands_of(captured, request)
 
-    def without(kept: Collection[Demand]) -> Found:
-        return search(*only(captured, request, kept))
+    def best(captured: Captured, request: Request) -> Found | Piped:
+        if request.pipeline is None:
+            return search(captured, request)
+        return search_pipeline(captured, request)
+
+    def without(kept: Collection[Demand]) -> Found | Piped:
+        return best(*only(captured, request, kept))
 
     try:
-        found = search(captured, request)
+        found = best(captured, request)
     except (HintError, InfeasibleError) as error:
         raise explain_conflict(demands, without, error) from error
     pins = _pin_prices(found, demands, without, request)
+    if isinstance(found, Piped):
+        return _planned_pipeline(found, request, model, baselines(captured, request), pins)
     plan = describe_plan(found, request, model, baselines(captured, request), pins)
     plan.remember(Origin(captured, request, model))
-    return Planned(plan, found.annotated, found.solution.choices, found.pricer)
+    choices = found.solution.choices
+    return Planned(plan, found.annotated, choices, found.pricer, found.recomputed)
+
+
+def _planned_pipeline(
+    found: Piped,
+    request: Request,
+    model: str,
+    known: tuple[Baseline, ...],
+    pins: tuple[PinPrice, ...],
+) -> PlannedPipeline:
+    plan = describe_pipeline(found, request, model, known, pins)
+    stages = tuple(
+        Planned(described, each.annotated, each.solution.choices, each.pricer, each.recomputed)
+        for described, each in zip(plan.stages, found.staged.stages, strict=True)
+    )
+    return PlannedPipeline(plan, stages, found.staged.split)
 
 
 def _pin_prices(
-    found: Found, demands: Collection[Demand], without: Any, request: Request
+    found: Found | Piped, demands: Collection[Demand], without: Any, request: Request
 ) -> tuple[PinPrice, ...]:
     """What each hint costs. A scheme alone is compared in the baselines, and costs no search."""
-    if not any(each.kind == "hint" for each in demands) or request.held:
+    kinds = {each.kind for each in demands}
+    if not kinds & {"hint", "stage_map"} or request.held:
         return ()
     return price_pins(found, tuple(demands), without, request.time_limit_s / 2)
 

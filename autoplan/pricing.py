@@ -33,6 +33,10 @@ class Setting:
     optimizer: str = "adamw"
     microbatches: int = 1
     device_type: str = "cuda"
+    in_flight: int = 1
+    """Microbatches whose activations a pipeline stage holds at once."""
+    in_flight_later: int | None = None
+    """The same once parameters have gradients, where that is less."""
 
 
 def whole_nanoseconds(time_s: float) -> float:
@@ -128,10 +132,10 @@ class Pricer:
     def _parameter_s(self, site: Site) -> list[float]:
         """Boxing from each storage to how the step reads it, and the optimizer's pass."""
         meta = site.outputs[0]
-        rows, row_of = _distinct(
+        rows, row_of = distinct(
             [each.storage for each in site.candidates if each.storage is not None]
         )
-        columns, column_of = _distinct([each.outputs[0] for each in site.candidates])
+        columns, column_of = distinct([each.outputs[0] for each in site.candidates])
         router = self.routers.prologue
         gathering = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
         stepping = [self.optimizer_time_s(meta, storage) for storage in rows]
@@ -166,8 +170,8 @@ class Pricer:
         )
         key = (ends, meta, runs, id(router))
         if key not in self._edges:
-            rows, row_of = _distinct([c.outputs[output] for c in source.candidates])
-            columns, column_of = _distinct([c.inputs[position] for c in reader.candidates])
+            rows, row_of = distinct([c.outputs[output] for c in source.candidates])
+            columns, column_of = distinct([c.inputs[position] for c in reader.candidates])
             costs = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
             if source.parameter_only and source.kind != "constant":
                 costs = np.where(self._grows(rows, columns, meta), np.inf, costs)
@@ -187,6 +191,21 @@ class Pricer:
         larger: NDArray[np.bool_] = after[None, :] > before[:, None]
         return larger
 
+    def conversion_times_s(
+        self, source: Layout, target: Layout, meta: TensorMeta
+    ) -> tuple[float, float]:
+        """Seconds of boxing one tensor in the body, forward and backward."""
+        times = [0.0, 0.0]
+        moves = self.routers.body.path(
+            source, target, meta.shape, meta.itemsize, meta.requires_grad
+        )
+        for move in moves:
+            size, axis = move.whole_bytes(meta.shape, meta.itemsize, self.mesh), move.axis
+            for direction, action in enumerate(move.actions(meta.requires_grad)):
+                price = self._step_price(action, self.mesh.axes[axis], size)
+                times[direction] += whole_nanoseconds(price)
+        return times[0], times[1]
+
     def output_vector(self, source: Site, output: int, meta: TensorMeta) -> FloatArray:
         """Seconds to bring each candidate's output to every rank whole: [k]."""
         whole = Layout((B,) * self.mesh.ndim)
@@ -197,7 +216,8 @@ class Pricer:
         return self.runs(source) * costs[:, 0]
 
 
-def _distinct(layouts: Sequence[Layout]) -> tuple[list[Layout], list[int]]:
+def distinct(layouts: Sequence[Layout]) -> tuple[list[Layout], list[int]]:
+    """The layouts without repetition, and the place of each given one among them."""
     unique = list(dict.fromkeys(layouts))
     index = {layout: i for i, layout in enumerate(unique)}
     return unique, [index[layout] for layout in layouts]

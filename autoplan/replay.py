@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +20,16 @@ from autoplan.capture import (
 )
 from autoplan.cleanup import compute_in_double
 from autoplan.runtime.batches import Example
-from autoplan.runtime.executor import Watch
-from autoplan.runtime.program import Constant, Program
+from autoplan.runtime.executor import Executor, Watch
+from autoplan.runtime.program import Constant, Program, TensorSpec
+from autoplan.runtime.recompute import parts_of, with_parts
 from autoplan.runtime.reference import ReferenceMode, materialize, run_reference
+from autoplan.runtime.relay import Stored
 from autoplan.runtime.simulation import shard
 
 if TYPE_CHECKING:
-    from autoplan.planned import Entry, PlannedModule
+    from autoplan.piped import PipedModule
+    from autoplan.planned import Entry
 
 
 class Original:
@@ -36,7 +40,7 @@ class Original:
 
     def __init__(
         self,
-        module: PlannedModule,
+        module: PipedModule,
         entry: Entry,
         state: Mapping[str, Tensor],
         example: Example,
@@ -45,7 +49,7 @@ class Original:
         self.device = module._live_executor.device
         self.seed, self.double = module._seed, double
         self.state, self.captured = state, entry.captured
-        self.loss = entry.programs[0].loss
+        self.loss = entry.loss
         types = [p.dtype for p in module._structure.parameters() if p.dtype.is_floating_point]
         self.low = next((each for each in types if double and each != torch.float64), None)
         self.example: Example = _copied(example, self.device, double)
@@ -108,66 +112,89 @@ class Original:
         return value.clone().requires_grad_(each.meta.requires_grad)
 
 
+StageWatch = Callable[[int, fx.Node, list[Any]], None]
+"""Called with the stage, a node that ran, and its values."""
+
+
 class Emitted:
-    """The emitted program with parameters of its own: one for every rank that is present."""
+    """The emitted program with parameters of its own: one for every rank that is present.
+
+    A parameter that several stages read is there once: they have the same shards of it.
+    """
 
     def __init__(
         self,
-        module: PlannedModule,
+        module: PipedModule,
         entry: Entry,
         state: Mapping[str, Tensor],
         example: Example,
         double: bool,
     ) -> None:
-        self.executor = module._live_executor
-        self.programs = [in_double_program(p) if double else p for p in entry.programs]
-        self.program = self.programs[0]
-
-        captured = entry.captured
-        constants = constants_in_double(captured) if double else captured.constants
-
-        def value_of(path: str) -> Tensor:
-            value = state[path] if path in state else constants[path]
-            return value.double() if double and value.is_floating_point() else value
-
+        self.entry, self.module, self.double = entry, module, double
+        self.leaves = pytree.tree_leaves(_copied(example, module._live_executor.device, double))
+        constants = constants_in_double if double else (lambda captured: captured.constants)
         trained = dict(module.named_parameters(remove_duplicate=False))
-        self.held = {
-            spec.name: self.executor.replicas(
-                value_of(spec.name), spec.layout, trained[spec.name].requires_grad
-            )
-            for spec in self.program.parameters
-        }
-        self.state = [self.executor.give(value_of(s.name), s.layout) for s in self.program.state]
-        self.buffers = [
-            self.executor.give(value_of(s.name), s.layout) for s in self.program.updates
-        ]
-        self.leaves = pytree.tree_leaves(_copied(example, self.executor.device, double))
-        self.inputs = [
-            self.executor.give(self.leaves[at], s.layout) for at, s in self.program.inputs
-        ]
+        self.held: dict[str, list[nn.Parameter]] = {}
+        self.stages: list[_EmittedStage] = []
+        for stage in entry.here:
+            executor = module._executors[stage.rank]
+            known = constants(stage.captured)
 
-    def run(self, step: int, watch: Watch | None = None) -> list[list[Any]]:
+            def value_of(path: str, known: Mapping[str, Tensor] = known) -> Tensor:
+                value = state[path] if path in state else known[path]
+                return value.double() if double and value.is_floating_point() else value
+
+            programs = [in_double_program(p) if double else p for p in stage.programs]
+            program = programs[0]
+            for spec in program.parameters:
+                if spec.name not in self.held:
+                    self.held[spec.name] = executor.replicas(
+                        value_of(spec.name), spec.layout, trained[spec.name].requires_grad
+                    )
+            held = [self.held[spec.name] for spec in program.parameters]
+            fixed = [executor.give(value_of(s.name), s.layout) for s in program.state]
+            buffers = [executor.give(value_of(s.name), s.layout) for s in program.updates]
+            self.stages.append(
+                _EmittedStage(stage.number, stage.rank, executor, programs, held, fixed, buffers)
+            )
+
+        for path, place in module._tied_here.items():
+            if path not in self.held:
+                ((_, executor),) = module._executors.items()
+                value, grad = state[path], trained[path].requires_grad
+                value = value.double() if double and value.is_floating_point() else value
+                self.held[path] = executor.replicas(value, place.layout, grad)
+
+    def executor_of(self, number: int) -> Executor:
+        """Of a stage that is present here."""
+        return next(stage.executor for stage in self.stages if stage.number == number)
+
+    def run(self, step: int, watch: StageWatch | None = None) -> list[list[Any]]:
         """Flat outputs, each of every rank that is present; gradients are in the parameters."""
-        executor, programs = self.executor, self.programs
-        stored = [
-            executor.rebuild(None, [executor.local(each) for each in held])
-            for held in self.held.values()
-        ]
-        values = executor.run("prologue", programs, [*stored, *self.state], watch)
-        executor.set_step(step)
-        results = executor.run("body", programs, [*values, *self.buffers, *self.inputs], watch)
-        outputs = results[: len(results) - len(self.buffers)]
-        self.buffers = results[len(outputs) :]
-        finals = executor.run("epilogue", programs, outputs)
-        found = [
-            [each.value] * len(programs)
-            if isinstance(each, Constant)
-            else executor.tensors(finals[each.position])
-            for each in self.program.outputs
-        ]
-        ranks = range(len(programs))
-        _backward([objective([each[i] for each in found], self.program.loss) for i in ranks])
-        return found
+        relay = self.module._relay(self.entry, self.double)
+        ranks = range(len(self.stages[0].programs))
+        stored = {
+            (stage.rank, spec.name): stage.stored(held)
+            for stage in self.stages
+            for spec, held in zip(stage.program.parameters, stage.held, strict=True)
+        }
+        for path in self.module._tied_here:
+            ((rank, executor),) = self.module._executors.items()
+            local = executor.local(self.held[path][0])
+            stored.setdefault((rank, path), executor.rebuild(None, [local]))
+        stored, leaves = relay.begin(stored, self.leaves)
+        outputs: list[Any] = [None] * len(self.entry.owners)
+        for stage in self.stages:
+            received = relay.receive(stage.number, stage.program)
+            found, sent = stage.run(stored, leaves, received, step, watch)
+            relay.send(stage.number, stage.program, sent)
+            for position, owner in enumerate(self.entry.owners):
+                if owner == stage.number:
+                    outputs[position] = found[position]
+        # Of each rank that is present, all outputs.
+        joined = [relay.join([None if e is None else e[i] for e in outputs]) for i in ranks]
+        _backward([objective(each, self.entry.loss) for each in joined])
+        return [list(each) for each in zip(*joined, strict=True)]
 
     def parameters(self) -> list[nn.Parameter]:
         return [each for held in self.held.values() for each in held if each.requires_grad]
@@ -176,8 +203,9 @@ class Emitted:
     def updated(self) -> dict[str, list[Tensor]]:
         """Buffers that a call changes, on every rank that is present."""
         return {
-            spec.name: self.executor.tensors(value)
-            for spec, value in zip(self.program.updates, self.buffers, strict=True)
+            spec.name: stage.executor.tensors(value)
+            for stage in self.stages
+            for spec, value in zip(stage.program.updates, stage.buffers, strict=True)
         }
 
     def shards(
@@ -187,15 +215,68 @@ class Emitted:
     ) -> dict[str, list[tuple[Tensor | None, Tensor | None]]]:
         """Per parameter and rank, what `part` finds of it, and its shard of what is true."""
         pairs: dict[str, list[tuple[Tensor | None, Tensor | None]]] = {}
-        for spec in self.program.parameters:
-            whole = truth(spec.name)
-            for rank, each in zip(self.executor.ranks, self.held[spec.name], strict=True):
-                found, true = part(each), None
-                if whole is not None:
-                    true = shard(whole.detach(), spec.layout, self.executor.mesh, rank)
-                found = None if found is None else self.executor.local(found.detach())
-                pairs.setdefault(spec.name, []).append((found, true))
+        for stage in self.stages:
+            executor = stage.executor
+            for spec, held in zip(stage.program.parameters, stage.held, strict=True):
+                whole = truth(spec.name)
+                for rank, each in zip(executor.ranks, held, strict=True):
+                    found, true = part(each), None
+                    if whole is not None:
+                        true = shard(whole.detach(), spec.layout, executor.mesh, rank)
+                    found = None if found is None else executor.local(found.detach())
+                    pairs.setdefault(spec.name, []).append((found, true))
         return pairs
+
+
+@dataclass
+class _EmittedStage:
+    """One stage that is present here. `buffers`: those that it changes, as the last run left them.
+
+    held: of each of its parameters, one for every rank.
+    """
+
+    number: int
+    rank: int
+    executor: Executor
+    programs: list[Program]
+    held: list[list[nn.Parameter]]
+    fixed: list[Any]
+    buffers: list[Any]
+
+    @property
+    def program(self) -> Program:
+        return self.programs[0]
+
+    def stored(self, held: Sequence[nn.Parameter]) -> Any:
+        """A parameter as the prologue takes it."""
+        return self.executor.rebuild(None, [self.executor.local(each) for each in held])
+
+    def run(
+        self,
+        stored: Stored,
+        leaves: Sequence[Any],
+        received: list[Any],
+        step: int,
+        watch: StageWatch | None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Flat outputs, each of every rank that is present, and what is sent on."""
+        executor, programs, program = self.executor, self.programs, self.program
+        seen: Watch | None = None if watch is None else partial(watch, self.number)
+        held = [stored[self.rank, spec.name] for spec in program.parameters]
+        values = executor.run("prologue", programs, [*held, *self.fixed], seen)
+        executor.set_step(step)
+        given = [executor.give(leaves[at], spec.layout) for at, spec in program.inputs]
+        inputs = [*values, *self.buffers, *given, *received]
+        results = executor.run("body", programs, inputs, seen)
+        outputs, sent, self.buffers = program.parted(results)
+        finals = executor.run("epilogue", programs, outputs)
+        found = [
+            [each.value] * len(programs)
+            if isinstance(each, Constant)
+            else executor.tensors(finals[each.position])
+            for each in program.outputs
+        ]
+        return found, sent
 
 
 def _copied(example: Example, device: torch.device, double: bool) -> Any:
@@ -241,10 +322,15 @@ def in_double_program(program: Program) -> Program:
         graph = copy.deepcopy(module.graph)
         compute_in_double(graph)
         _restore_last_uses(module.graph, graph)
-        return fx.GraphModule(torch.nn.Module(), graph)
+        return with_parts(graph, [(name, convert(part)) for name, part in parts_of(module)])
+
+    def widened(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, dtype=torch.float64) if spec.dtype.is_floating_point else spec
 
     return replace(
         program,
+        received=tuple(map(widened, program.received)),
+        sent=tuple(map(widened, program.sent)),
         prologue=convert(program.prologue),
         body=convert(program.body),
         epilogue=convert(program.epilogue),

@@ -11,6 +11,13 @@ from rich.table import Table
 
 from autoplan.hints.pins import PinPrice
 from autoplan.plan import Collective, OperationRow, Plan, TensorRow
+from autoplan.report_pipeline import (
+    located_collectives,
+    located_tensors,
+    numbers,
+    print_pipeline,
+    proven_of_pipeline,
+)
 from autoplan.units import seconds, size
 
 _WIDTH = 118
@@ -21,6 +28,7 @@ def report(plan: Plan) -> str:
     text = io.StringIO()
     console = Console(file=text, width=_WIDTH, color_system=None, legacy_windows=False)
     _head(console, plan)
+    print_pipeline(console, plan)
     _tensors(console, plan)
     _collectives(console, plan)
     _memory(console, plan)
@@ -72,51 +80,65 @@ def _template(path: str) -> str:
 def _tensors(console: Console, plan: Plan) -> None:
     """Every tensor once, those of repeated blocks with equal layouts together."""
     console.print("\nlayouts (* is any block; a parameter stored and read differently shows both)")
-    groups: dict[tuple[object, ...], list[TensorRow]] = {}
-    for row in plan.tensors:
+    groups: dict[tuple[object, ...], list[tuple[TensorRow, int]]] = {}
+    for row, stage in located_tensors(plan):
         key = (_template(row.path), row.kind, row.shape, row.layout, row.use)
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(key, []).append((row, stage))
     table = Table(box=None, pad_edge=False)
     for column in ("path", "kind", "logical", "local", "layout", "times"):
         table.add_column(column, justify="right" if column == "times" else "left", overflow="fold")
+    _add_stages(table, plan)
     for rows in groups.values():
-        row = rows[0]
+        row = rows[0][0]
         layout = row.layout
         if row.use and row.use != row.layout and row.use.replace("B/P", "B") != row.layout:
             layout = f"{row.layout} read {row.use}"
-        path = _template(row.path) if len(rows) > 1 else row.path
-        table.add_row(
-            path, row.kind, str(list(row.shape)), str(list(row.local_shape)), layout, str(len(rows))
-        )
+        times = len({each.path for each, _ in rows})
+        path = _template(row.path) if times > 1 else row.path
+        shapes = str(list(row.shape)), str(list(row.local_shape))
+        stages = numbers([stage for _, stage in rows])
+        _add_row(table, (path, row.kind, *shapes, layout, str(times)), stages)
     console.print(table, markup=False, highlight=False)
 
 
+def _add_stages(table: Table, plan: Plan) -> None:
+    if plan.pipeline is not None:
+        table.add_column("stages", overflow="fold")
+
+
+def _add_row(table: Table, texts: Sequence[str], stages: str) -> None:
+    """A row, with its stages where the table has a column for them."""
+    table.add_row(*[*texts, stages][: len(table.columns)])
+
+
 def _collectives(console: Console, plan: Plan) -> None:
-    console.print("\ncollectives of a step (bytes of one; time of all, predicted)")
+    sends = "" if plan.pipeline is None else ", and sends between stages,"
+    console.print(f"\ncollectives{sends} of a step (bytes of one; time of all, predicted)")
     if not plan.collectives:
         console.print("  none")
         return
-    groups: dict[tuple[str, ...], list[Collective]] = {}
-    for row in plan.collectives:
+    groups: dict[tuple[str, ...], list[tuple[Collective, int]]] = {}
+    for row, stage in located_collectives(plan):
         key = (row.phase, row.direction, row.kind, row.axis, str(row.bytes), _template(row.path))
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(key, []).append((row, stage))
     table = Table(box=None, pad_edge=False)
     for column in ("phase", "direction", "kind", "axis", "bytes", "count", "time", "where"):
         right = column in ("bytes", "count", "time")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
+    _add_stages(table, plan)
     for (phase, direction, kind, axis, _, where), rows in groups.items():
-        path = where if len(rows) > 1 else rows[0].path
-        count = sum(row.count for row in rows)
-        time = sum(row.time_s for row in rows)
-        table.add_row(
-            phase, direction, kind, axis, size(rows[0].bytes), str(count), seconds(time), path
-        )
+        path = where if len(rows) > 1 else rows[0][0].path
+        count = sum(row.count for row, _ in rows)
+        time = sum(row.time_s for row, _ in rows)
+        texts = (phase, direction, kind, axis, size(rows[0][0].bytes), str(count), seconds(time))
+        _add_row(table, (*texts, path), numbers([stage for _, stage in rows]))
     console.print(table, markup=False, highlight=False)
     step = [row for row in plan.collectives if row.phase != "outputs"]
     moved = sum(row.bytes * row.count for row in step)
     count = sum(row.count for row in step)
+    everywhere = "" if plan.pipeline is None else ", all stages together"
     console.print(
-        f"  a step: {count} collective{'s' * (count != 1)}, {size(moved)}, "
+        f"  a step{everywhere}: {count} collective{'s' * (count != 1)}, {size(moved)}, "
         f"{seconds(sum(row.time_s for row in step))}",
         highlight=False,
     )
@@ -125,7 +147,8 @@ def _collectives(console: Console, plan: Plan) -> None:
 
 
 def _memory(console: Console, plan: Plan) -> None:
-    console.print("\npeak memory a device, predicted")
+    whose = "" if plan.pipeline is None else ", of the fullest pipeline rank"
+    console.print(f"\npeak memory a device{whose}, predicted")
     table = Table(box=None, pad_edge=False, show_header=False)
     memory = plan.memory
     for name, value in (
@@ -142,6 +165,14 @@ def _memory(console: Console, plan: Plan) -> None:
     console.print(table, markup=False, highlight=False)
     if memory.moment:
         console.print(f"  reached in {memory.moment}", markup=False, highlight=False)
+    if plan.recomputed:
+        blocks = dict.fromkeys(map(_template, plan.recomputed))
+        console.print(
+            f"  recomputed in backward: {len(plan.recomputed)} blocks ({', '.join(blocks)}), "
+            f"{seconds(plan.recomputation_s)} of a step",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _certificate(console: Console, plan: Plan) -> None:
@@ -149,6 +180,7 @@ def _certificate(console: Console, plan: Plan) -> None:
     what = {
         "optimal": "proven optimal" if proof.gap == 0.0 else "optimal but for the gap",
         "time limit": "best plan within the time limit",
+        "not proven": "best plan found, with recomputation as a choice,",
     }.get(proof.status, proof.status)
     known = f"lower bound {seconds(proof.bound)}, gap {proof.gap:.3%}"
     known = known if proof.bound else "no bound was computed"
@@ -167,6 +199,8 @@ def _certificate(console: Console, plan: Plan) -> None:
         f"{proof.num_binaries} binaries in the ILP{took}",
         highlight=False,
     )
+    for line in proven_of_pipeline(plan):
+        console.print(f"  {line}", markup=False, highlight=False)
 
 
 def _operations_without_rule(console: Console, plan: Plan) -> None:

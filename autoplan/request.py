@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from autoplan.errors import ConfigError, HintError
 from autoplan.hints import Hint, HintValue
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
+from autoplan.pipeline_choice import PipelineChoice, pipeline_choice
 from autoplan.pricing import Pricer, Setting
 
 
@@ -32,12 +33,26 @@ class Request:
     gap: float = 0.0
     local_inputs: bool = False
     whole_outputs: bool = False
+    recompute: str | tuple[str, ...] = "auto"
+    """"auto", "all", "none", or patterns of the paths of blocks that are recomputed."""
     held: tuple[Hint, ...] = ()
     """Layouts of parameters that exist already, when another form of arguments is planned."""
+    pipeline: PipelineChoice | None = None
+    """Then `meshes` are those of one pipeline rank's devices."""
 
     def pricer(self, mesh: Mesh) -> Pricer:
         """Prices of the cluster on one mesh."""
         return Pricer(mesh, Roofline(self.cluster, mesh), self.setting)
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages; 1 without a pipeline."""
+        return 1 if self.pipeline is None else self.pipeline.num_stages
+
+    def meshes_of(self, pipeline_rank: int) -> tuple[MeshChoice, ...]:
+        """The meshes that the devices of one pipeline rank may form."""
+        own = None if self.pipeline is None else self.pipeline.meshes
+        return self.meshes if own is None else own[pipeline_rank]
 
 
 def make_request(
@@ -54,6 +69,7 @@ def make_request(
     gap: float = 0.0,
     local_inputs: bool = False,
     whole_outputs: bool = False,
+    recompute: bool | str | Sequence[str] | None = None,
 ) -> Request:
     """Check the arguments of `plan` and `parallelize`; ConfigError names what is wrong."""
     if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
@@ -80,6 +96,12 @@ def make_request(
     if not isinstance(optimizer, str):
         raise ConfigError(f"optimizer is a name such as 'adamw' or 'none', got {optimizer!r}.")
     meshes = mesh_choices(parallel, preset, devices)
+    pipeline = pipeline_choice(parallel, preset, devices, microbatches)
+    if pipeline is not None and local_inputs:
+        raise ConfigError(
+            "local_inputs=True with a pipeline: ranks of later stages have no part of the batch of "
+            "their own; pass the whole batch on every rank, each takes what it needs."
+        )
     loaded = load_cluster(cluster, devices, default=_local_profile())
     limit = loaded.memory_bytes if memory is None else read_bytes(memory)
     return Request(
@@ -93,7 +115,38 @@ def make_request(
         gap,
         local_inputs,
         whole_outputs,
+        recompute=read_recompute(recompute, training),
+        pipeline=pipeline,
     )
+
+
+def read_recompute(
+    recompute: bool | str | Sequence[str] | None, training: bool
+) -> str | tuple[str, ...]:
+    """ "auto", "all", "none", or patterns; ConfigError for anything else."""
+    if recompute is None or (isinstance(recompute, str) and recompute == "auto"):
+        return "auto"
+    if recompute is False or (isinstance(recompute, str) and recompute == "none"):
+        return "none"
+    if not training:
+        raise ConfigError(
+            f"recompute={recompute!r} with training=False: there is no backward that could compute "
+            "anything again; leave recompute out."
+        )
+    if recompute is True or (isinstance(recompute, str) and recompute == "all"):
+        return "all"
+    patterns = [] if isinstance(recompute, str) else recompute
+    if not isinstance(patterns, (list, tuple)) or not patterns:
+        raise ConfigError(
+            "recompute is 'auto', 'all', 'none', or a list of paths of blocks such as ['layers.0', "
+            f"'layers.*'], got {recompute!r}."
+        )
+    for each in patterns:
+        if not isinstance(each, str):
+            raise ConfigError(
+                f"recompute: a block is named by its path, a text such as 'layers.0', got {each!r}."
+            )
+    return tuple(patterns)
 
 
 def _local_profile() -> str:

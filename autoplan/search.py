@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from autoplan.annotate import annotate
@@ -13,8 +13,11 @@ from autoplan.errors import HintError, InfeasibleError
 from autoplan.found import Found
 from autoplan.hints import Hint, parse_hints
 from autoplan.hints.inside import hints_in_forward
-from autoplan.memory.within_memory import TooLittleMemoryError, solve_within_memory
+from autoplan.layouts import Layout
+from autoplan.memory.within_memory import TooLittleMemoryError
+from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
+from autoplan.recompute.choose import solve_recomputing
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.solver.problem import relative_gap
@@ -66,19 +69,29 @@ def _bounded_by_all(best: Found, bounds: Sequence[float]) -> Found:
 
 def find_on_mesh(captured: Captured, request: Request, choice: MeshChoice) -> Found:
     """The best on one mesh; HintError or InfeasibleError if hints or memory leave none."""
-    hints = hints_on(captured, request, choice)
+    return find_with_hints(captured, request, choice.mesh, hints_on(captured, request, choice))
+
+
+def find_with_hints(
+    captured: Captured,
+    request: Request,
+    mesh: Mesh,
+    hints: tuple[Hint, ...],
+    wires: Mapping[str, Layout] | None = None,
+) -> Found:
+    """The best on one mesh, of a model or of a pipeline stage whose values travel as `wires`."""
     rules = rules_in_force()
-    annotated = annotate(captured, choice.mesh, rules, hints, request.local_inputs)
-    pricer = request.pricer(choice.mesh)
-    solution, memory = solve_within_memory(annotated, pricer, request)
-    return Found(hints, annotated, pricer, solution, memory)
+    annotated = annotate(captured, mesh, rules, hints, request.local_inputs, wires=wires)
+    pricer = request.pricer(mesh)
+    chosen = solve_recomputing(annotated, pricer, request)
+    return Found(hints, annotated, pricer, chosen.solution, chosen.memory, chosen.recomputed)
 
 
 def hints_on(captured: Captured, request: Request, choice: MeshChoice) -> tuple[Hint, ...]:
     """All hints on one mesh: the user's, those inside forward, the schemes', the layouts held."""
     return (
         *user_hints(captured, request, choice),
-        *hints_in_forward(captured.pins, choice.mesh, choice.named),
+        *hints_in_forward(captured.pins, choice.mesh, choice.named, request.num_stages),
         *scheme_hints(captured, choice),
         *request.held,
     )
@@ -100,6 +113,7 @@ def user_hints(captured: Captured, request: Request, choice: MeshChoice) -> tupl
             **{each.path: len(each.meta.shape) for each in captured.inputs_of("input")},
         },
         choice.named,
+        request.num_stages,
     )
     return tuple(
         replace(hint, pattern=captured.aliases.get(hint.pattern, hint.pattern)) for hint in hints

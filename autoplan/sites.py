@@ -18,7 +18,7 @@ from autoplan.mesh import Mesh
 from autoplan.strategies.notation import Bound
 from autoplan.strategies.rule import Arg, OpCall, Rule, TensorMeta
 
-SiteKind = Literal["parameter", "input", "buffer", "constant", "op", "box", "output"]
+SiteKind = Literal["parameter", "input", "buffer", "constant", "received", "op", "box", "sent"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Site:
-    """One decision. `name` is the graph node's; a boxing site is named `NODE:OUTPUT`."""
+    """One decision. `name` is the graph node's; a boxing site is named `NODE:OUTPUT`.
+
+    What a pipeline stage receives and what it sends (`NODE:sent`) lie as both ends agreed on.
+    """
 
     name: str
     kind: SiteKind

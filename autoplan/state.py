@@ -4,7 +4,10 @@
 original model's paths, so a checkpoint of one plan loads under any other, on any number of ranks.
 Let `torch.distributed.checkpoint.state_dict.get_state_dict` and `set_state_dict` name the
 optimizer's state by path, too: `optimizer.state_dict()` alone numbers it, and is empty before the
-first step, so that nothing would be loaded.
+first step, so that nothing would be loaded. In a pipeline each rank knows the parameters of its own
+stages alone, and the optimizer's list of them is another on every rank, of which a checkpoint would
+keep one: give both `options=StateDictOptions(flatten_optimizer_state_dict=True)`, which saves what
+belongs to each parameter beside it. Such a checkpoint loads with any number of stages, or none.
 """
 
 from __future__ import annotations
@@ -15,14 +18,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from autoplan.errors import ConfigError, InputError
 from autoplan.launch import distributed
 from autoplan.layouts import local_ranges
 from autoplan.placed import SEED, STEP, PlacedModule, local_part
-from autoplan.runtime.executor import layout_of
 
 
 class StatefulModule(PlacedModule):
@@ -52,12 +54,14 @@ class StatefulModule(PlacedModule):
                 "fixed; leave assign out, and values are copied."
             )
         own = self.state_dict(keep_vars=True)
-        self._refuse(self._misfits(state_dict, own, strict))
+        self._refuse(self._misfits(state_dict, strict))
+        elsewhere = self._forms.keys() - own.keys()
+        state_dict = {path: v for path, v in state_dict.items() if path not in elsewhere}
         shards = {p: v for p, v in state_dict.items() if p not in own or isinstance(v, DTensor)}
         whole = {path: value for path, value in state_dict.items() if path not in shards}
         result = super().load_state_dict(shards, strict=False)
         for path, value in whole.items():
-            self._fill(own[path], value)
+            self._fill(path, own[path], value)
         self._keep_extra_states(state_dict)
         optional = {*whole, *self._extra_states, SEED, STEP}
         for keys in (result.missing_keys, result.unexpected_keys):
@@ -70,23 +74,38 @@ class StatefulModule(PlacedModule):
         Tied weights stay one tensor. For a model that no rank can hold, save `state_dict()` by
         `torch.distributed.checkpoint` instead.
         """
-        executor = self._live_executor
-        state = self.state_dict(keep_vars=True)
-        missing = self._still_waiting(state)
+        self._live_executor  # noqa: B018
+        persistent = [path for path, form in self._forms.items() if form.persistent]
+        missing = self._still_waiting(persistent)
         if missing:
             raise InputError(self._without_values(missing))
-        layouts = {id(state[path]): layout for path, layout in self._storage.items()}
-        gathered: dict[int, Tensor] = {}
+        held = self._tensors()
+        gathered: dict[str, Tensor] = {}
         result: dict[str, Any] = {}
-        for path, value in state.items():
-            if path in (SEED, STEP):
-                continue
-            if id(value) not in gathered:
-                known = isinstance(value, nn.Parameter)
-                whole = executor.whole(value, layouts[id(value)]) if known else value
-                gathered[id(value)] = whole.detach().cpu().clone()
-            result[path] = gathered[id(value)]
+        for path in persistent:
+            leader = self._forms[path].leader
+            if leader not in gathered:
+                gathered[leader] = self._gathered(leader, held.get(leader)).cpu().clone()
+            result[path] = gathered[leader]
         return {**result, **self._extra_states}
+
+    @torch.no_grad()
+    def _gathered(self, path: str, held: Tensor | None) -> Tensor:
+        """The whole value, from the pipeline rank that holds it; collective."""
+        place, form = self._places[path], self._forms[path]
+        executor = self._executors.get(place.homes[0])
+        whole: Tensor | None = None
+        if executor is not None:
+            assert held is not None
+            whole = executor.whole(held, place.layout) if form.is_parameter else held.detach()
+        if distributed() and len(self._meshes) > 1:
+            if whole is None:
+                device = self._live_executor.device
+                whole = torch.empty(form.shape, dtype=form.dtype, device=device)
+            whole = whole.contiguous()
+            dist.broadcast(whole, src=place.homes[0] * self._ranks_per_stage)
+        assert whole is not None
+        return whole
 
     def load_full_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Load the original model's state dict; each rank copies its own shards and no more.
@@ -103,7 +122,7 @@ class StatefulModule(PlacedModule):
         self._live_executor  # noqa: B018
         problems = None
         if state is not None:
-            problems = self._misfits(state, self._tensors(), strict=True)
+            problems = self._misfits(state, strict=True, everywhere=True)
         everyone: list[Any] = [problems]
         if distributed():
             everyone = [None] * dist.get_world_size()
@@ -115,20 +134,22 @@ class StatefulModule(PlacedModule):
         takers = [rank for rank, each in enumerate(everyone) if each is None]
         own = self._tensors()
         keys = set(state or ())
-        given = [path for path in own if path in keys]
+        given = [path for path in self._forms if path in keys]
         if takers:
             box = [given]
             dist.broadcast_object_list(box, src=givers[0])
             given = box[0]
         for path in given:
             if state is None:
-                self._receive(own[path], givers[0])
+                if path in own:
+                    self._receive(own[path], givers[0])
                 continue
             value = state[path]
             if takers and dist.get_rank() == givers[0]:
                 for rank in takers:
-                    self._send(own[path], value, rank)
-            self._fill(own[path], value)
+                    self._send(path, value, rank)
+            if path in own:
+                self._fill(path, own[path], value)
         if state is not None:
             self._keep_extra_states(state)
 
@@ -136,19 +157,22 @@ class StatefulModule(PlacedModule):
         self._extra_states.update((p, state[p]) for p in set(state) & self._extra_states.keys())
 
     @torch.no_grad()
-    def _fill(self, target: Tensor, value: Any) -> None:
+    def _fill(self, path: str, target: Tensor, value: Any) -> None:
         """Copy this rank's part of a whole value."""
         local = local_part(target)
         if isinstance(value, DTensor):
             target.copy_(value)
         elif local.numel():
-            local.copy_(self._part(target, value, self._live_executor.ranks[0]))
+            rank = dist.get_rank() if isinstance(target, DTensor) else 0
+            local.copy_(self._part(path, value, rank))
 
     @torch.no_grad()
-    def _send(self, target: Tensor, value: Any, rank: int) -> None:
-        if all(start < stop for start, stop in self._ranges(target, rank)):
-            part = self._part(target, value, rank)
-            part = part.to(device=self._live_executor.device, dtype=target.dtype)
+    def _send(self, path: str, value: Any, rank: int) -> None:
+        form, homes = self._forms[path], self._places[self._forms[path].leader].homes
+        held = not distributed() or rank // self._ranks_per_stage in homes
+        if held and all(start < stop for start, stop in self._ranges(path, rank)):
+            part = self._part(path, value, rank)
+            part = part.to(device=self._live_executor.device, dtype=form.dtype)
             dist.send(part.contiguous(), rank)
 
     @torch.no_grad()
@@ -159,37 +183,49 @@ class StatefulModule(PlacedModule):
             dist.recv(part, rank)
             local.copy_(part)
 
-    def _part(self, target: Tensor, value: Any, rank: int) -> Tensor:
-        """What `rank` holds of a whole value: a view of a tensor, or what is read of a file."""
-        part: Tensor = value[tuple(slice(*each) for each in self._ranges(target, rank)) or ...]
+    def _part(self, path: str, value: Any, rank: int) -> Tensor:
+        """What `rank` of the job holds of a whole value: a view, or what is read of a file."""
+        part: Tensor = value[tuple(slice(*each) for each in self._ranges(path, rank)) or ...]
         return part
 
-    def _ranges(self, target: Tensor, rank: int) -> tuple[tuple[int, int], ...]:
-        shape = tuple(target.shape)
-        if not isinstance(target, DTensor):
+    def _ranges(self, path: str, rank: int) -> tuple[tuple[int, int], ...]:
+        form = self._forms.get(path)
+        if form is None or not form.is_parameter or not distributed():
+            shape = self._tensors()[path].shape if form is None else form.shape
             return tuple((0, size) for size in shape)
-        mesh = self._live_executor.mesh
-        return local_ranges(shape, layout_of(target), mesh, mesh.coordinates(rank))
+        pipeline_rank, own = divmod(rank, self._ranks_per_stage)
+        mesh, layout = self._meshes[pipeline_rank], self._places[form.leader].layout
+        return local_ranges(form.shape, layout, mesh, mesh.coordinates(own))
 
     def _misfits(
-        self, state: Mapping[str, Any], own: Mapping[str, Tensor], strict: bool
+        self, state: Mapping[str, Any], strict: bool, everywhere: bool = False
     ) -> list[str]:
-        """What of `state` does not fit the tensors `own`; missing and unknown names if `strict`."""
+        """What of `state` does not fit this module; missing and unknown names if `strict`.
+
+        `everywhere`: nothing may be missing, of other pipeline ranks neither.
+        """
         if not isinstance(state, Mapping):
             return [f"it is a {type(state).__name__}, expected a dict of tensors by path"]
         keys = set(state)  # a mapping may load what it is asked for, even for `in`
         optional = {SEED, STEP, *self._extra_states}
-        shared = {id(own[path]) for path in own if path in keys}
-        persistent = self.state_dict(keep_vars=True)
-        missing = [p for p in persistent if id(own[p]) not in shared and p not in optional]
-        unknown = [path for path in state if path not in own and path not in optional]
+        forms = self._forms
+        given = {forms[path].leader for path in keys if path in forms}
+        own = self._tensors()
+        missing = [
+            path
+            for path, form in forms.items()
+            if form.persistent and form.leader not in given and (everywhere or path in own)
+        ]
+        known = {path for path, form in forms.items() if form.persistent or everywhere}
+        unknown = [path for path in state if path not in known and path not in optional]
         problems = [f"missing {path!r}" for path in missing] if strict else []
         for path in unknown if strict else []:
-            near = get_close_matches(str(path), missing or list(own), n=1)
+            near = get_close_matches(str(path), missing or list(forms), n=1)
             problems.append(f"unknown {path!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-        for path, target in own.items():
+        for path in [*forms, *(own.keys() - forms.keys())]:
             if path in keys:
-                problems += _misfit(path, state[path], target)
+                shape = forms[path].shape if path in forms else tuple(own[path].shape)
+                problems += _misfit(path, state[path], shape, own.get(path))
         return problems
 
     def _refuse(self, problems: list[str]) -> None:
@@ -200,15 +236,15 @@ class StatefulModule(PlacedModule):
             )
 
 
-def _misfit(path: str, value: Any, target: Tensor) -> list[str]:
-    """What is wrong with `value` for `target`, if anything."""
+def _misfit(path: str, value: Any, shape: tuple[int, ...], target: Tensor | None) -> list[str]:
+    """What is wrong with `value` for a tensor of `shape`, which is `target` if it is held here."""
     found = value.get_shape() if hasattr(value, "get_shape") else getattr(value, "shape", None)
     if found is None:
         return [f"{path!r} is a {type(value).__name__}, expected a tensor"]
-    if tuple(found) != tuple(target.shape):
-        return [f"{path!r} is {tuple(found)}, expected {tuple(target.shape)}"]
+    if tuple(found) != shape:
+        return [f"{path!r} is {tuple(found)}, expected {shape}"]
     if getattr(value, "is_meta", False):
         return [f"{path!r} is on the meta device, expected a tensor with values"]
-    if isinstance(value, DTensor) and not isinstance(target, DTensor):
+    if isinstance(value, DTensor) and target is not None and not isinstance(target, DTensor):
         return [f"{path!r} is a DTensor, expected a whole tensor"]
     return []

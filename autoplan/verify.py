@@ -21,7 +21,8 @@ from autoplan.replay import Emitted, Original
 from autoplan.runtime.batches import Example, batch_size
 
 if TYPE_CHECKING:
-    from autoplan.planned import Entry, PlannedModule
+    from autoplan.piped import PipedModule
+    from autoplan.planned import Entry
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -84,7 +85,7 @@ def _optimizer_for(original: Original) -> MakeOptimizer:
 
 
 def verify(
-    module: PlannedModule,
+    module: PipedModule,
     entry: Entry,
     example: Example,
     tolerance: float,
@@ -155,11 +156,11 @@ def verify(
             Original(module, entry, state, whole, double),
             Emitted(module, entry, state, example, double),
         )
-        difference = first_difference(*replays, entry.planned, first, tolerance, vanishing)
+        difference = first_difference(*replays, entry.planned.stages, first, tolerance, vanishing)
     return Check(
         ok=ok,
         tolerance=tolerance,
-        loss_error=largest if emitted.program.loss is None else output_errors[emitted.program.loss],
+        loss_error=largest if entry.loss is None else output_errors[entry.loss],
         output_errors=output_errors,
         gradient_errors=gradient_errors,
         argument_errors=argument_errors,
@@ -227,7 +228,7 @@ def _magnitude(tensor: Tensor | None) -> float:
     return 0.0 if tensor is None or not tensor.numel() else float(tensor.detach().abs().max())
 
 
-def _whole_example(module: PlannedModule, example: Example) -> Example:
+def _whole_example(module: PipedModule, example: Example) -> Example:
     """The whole batch, where every rank was given its own part."""
     if not module._request.local_inputs:
         return example

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from autoplan.errors import HintError, LayoutError
 from autoplan.hints.conditions import Condition, Spread
-from autoplan.hints.text import Clause, Prefer, clauses_of
+from autoplan.hints.text import Clause, Prefer, clauses_of, stage_number
 from autoplan.layouts import Entry, Layout
 from autoplan.mesh import Mesh
 
@@ -32,7 +32,7 @@ class Hint:
     at="value": how the result of a module, or an argument of the model, lies when it is read.
     at="op": the indices over which the ops of a module may be split, by their rule's labels; `ops`
         restricts it to some op names.
-    at="stage": a pipeline stage; there is one, so that it holds already.
+    at="stage": the pipeline stage of a module, of what reads a parameter, or of a value.
     """
 
     pattern: str
@@ -48,6 +48,10 @@ class Hint:
     """Of a wish: the seconds of a step that breaking it must save, for every tensor it names."""
     node: str = ""
     """The graph node whose value it pins, where it was written inside forward."""
+    stage: int | None = None
+    """The pipeline stage that it asks for, counted from 0."""
+    elsewhere: bool = False
+    """Other pipeline stages hold some of what it names: to pin nothing in this one is no error."""
 
     @cached_property
     def conditions(self) -> Mapping[str, Condition]:
@@ -97,11 +101,12 @@ def parse_hints(
     modules: Iterable[str],
     arguments: Mapping[str, int],
     named_axes: Sequence[str] = (),
+    num_stages: int = 1,
 ) -> tuple[Hint, ...]:
     """Read the user's hints; raises HintError for a path that matches nothing or a bad layout.
 
     `parameters` and `arguments` give the number of dimensions of each path; `named_axes` also names
-    axes of size 1, on which any layout is the same.
+    axes of size 1, on which any layout is the same; a stage is one of `num_stages`.
     """
     if hints is not None and not isinstance(hints, Mapping):
         raise HintError(f"hints is a dict of paths to layouts, got {type(hints).__name__}.")
@@ -117,9 +122,15 @@ def parse_hints(
         kind, ndims = _named(pattern, parameters, modules, arguments)
         try:
             for clause in clauses_of(value):
-                if clause.slot == "op":
-                    ndims = dict.fromkeys(_matching_modules(pattern, modules))
-                result += _clause_hints(clause, kind, ndims, mesh, axes, origin)
+                named = ndims
+                if clause.slot == "op" or (clause.slot == "stage" and kind == "value"):
+                    named = dict.fromkeys(_matching_modules(pattern, modules))
+                if clause.slot == "stage":
+                    stage = stage_number(clause.stage, num_stages)
+                    paths = named or ndims
+                    result += [Hint(path, "stage", {}, origin, stage=stage) for path in paths]
+                    continue
+                result += _clause_hints(clause, kind, named, mesh, axes, origin)
         except LayoutError as error:
             raise HintError(f"hint {origin}: {error}") from error
     return tuple(result)
@@ -150,13 +161,6 @@ def _clause_hints(
 def _place(
     clause: Clause, kind: Literal["parameter", "value"], ndims: Mapping[str, Any], origin: str
 ) -> At:
-    if clause.slot == "stage":
-        if clause.stage not in (0, -1):
-            raise HintError(
-                f"hint {origin}: the plan has 1 stage, so that a stage is 0 or -1, got "
-                f"{clause.stage}."
-            )
-        return "stage"
     if clause.slot == "op":
         if not ndims:
             raise HintError(
@@ -181,7 +185,7 @@ def conditions_by_axis(
     Raises LayoutError where it names another axis, or has another number of entries.
     """
     axes = tuple(named_axes) or mesh.axes
-    conditions = {} if clause.slot == "stage" else dict(_spread(clause.where, mesh, axes))
+    conditions = dict(_spread(clause.where, mesh, axes))
     for axis in conditions:
         if axis not in axes:
             raise LayoutError(f"it names axis {axis!r}; the axes are {list(axes)}.")

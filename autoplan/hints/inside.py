@@ -12,9 +12,9 @@ import torch
 from autoplan.cleanup.pins import HINT, PinnedValue
 from autoplan.cleanup.places import innermost, is_users
 from autoplan.errors import HintError, LayoutError
-from autoplan.hints import At, Hint, HintValue, conditions_by_axis, with_conditions
+from autoplan.hints import Hint, HintValue, conditions_by_axis, with_conditions
 from autoplan.hints.conditions import Condition
-from autoplan.hints.text import Clause, clauses_of, text_of
+from autoplan.hints.text import Clause, clauses_of, stage_number, text_of
 from autoplan.mesh import Mesh
 
 _MARKING: ContextVar[bool] = ContextVar("autoplan_marks_hints", default=False)
@@ -24,7 +24,8 @@ def hint(x: torch.Tensor, layout: HintValue) -> torch.Tensor:
     """Pin how `x` lies where this line of a model's forward runs; returns `x` itself.
 
     Without a plan it does nothing. Under a plan the value lies as asked when it is read, whatever
-    reads it. `layout` is any hint of a value: "S(1)", "(B, S(0))", "!S", Prefer("S(1)", ms=0.5).
+    reads it. `layout` is any hint of a value: "S(1)", "(B, S(0))", "!S", Prefer("S(1)", ms=0.5); or
+    the pipeline stage that computes it: "stage: 1".
     Raises HintError, with file and line of the call, for a layout that cannot be read or that
     speaks of dimensions which `x` does not have.
     """
@@ -53,23 +54,33 @@ def marking_hints() -> Iterator[None]:
 
 
 def hints_in_forward(
-    pins: Sequence[PinnedValue], mesh: Mesh, named_axes: Sequence[str] = ()
+    pins: Sequence[PinnedValue],
+    mesh: Mesh,
+    named_axes: Sequence[str] = (),
+    num_stages: int = 1,
 ) -> tuple[Hint, ...]:
     """The hints of a captured model's `pins` on `mesh`; `named_axes` also names those of size 1.
 
-    Raises HintError where a hint names another axis, or has another number of entries.
+    Raises HintError where a hint names another axis, has another number of entries, or asks for
+    none of the `num_stages` stages.
     """
     result: list[Hint] = []
     for pin in pins:
         origin = pin_origin(pin)
-        for clause in clauses_of(pin.layout):
-            try:
-                conditions = conditions_by_axis(clause, mesh, named_axes)
-            except LayoutError as error:
-                raise HintError(f"{origin}: {error}") from error
-            at: At = "stage" if clause.slot == "stage" else "value"
-            found = Hint(pin.place, at, {}, origin, price_s=clause.price_s, node=pin.node)
-            result.append(with_conditions(found, conditions).on(mesh))
+        try:
+            for clause in clauses_of(pin.layout):
+                if clause.slot == "stage":
+                    stage = stage_number(clause.stage, num_stages)
+                    found = Hint(pin.place, "stage", {}, origin, node=pin.node, stage=stage)
+                else:
+                    found = Hint(
+                        pin.place, "value", {}, origin, price_s=clause.price_s, node=pin.node
+                    )
+                    conditions = conditions_by_axis(clause, mesh, named_axes)
+                    found = with_conditions(found, conditions).on(mesh)
+                result.append(found)
+        except LayoutError as error:
+            raise HintError(f"{origin}: {error}") from error
     return tuple(result)
 
 
@@ -81,11 +92,7 @@ def pin_origin(pin: PinnedValue) -> str:
 def _check(clauses: Sequence[Clause], ndim: int) -> None:
     for clause in clauses:
         if clause.slot == "stage":
-            if clause.stage not in (0, -1):
-                raise LayoutError(
-                    f"the plan has 1 stage, so that a stage is 0 or -1, got {clause.stage}."
-                )
-            continue
+            continue  # how many there are is known when a plan is made
         if clause.slot != "value":
             raise LayoutError(
                 f"{clause.slot!r} is for the paths of parameters and modules; inside forward a "

@@ -45,7 +45,9 @@ class Narrowing:
         self._not_applied: list[str] = []
         self._unmet: dict[str, list[str]] = {}
         self._met: set[str] = set()
-        self._indices = {h.origin: set[str]() for h in hints if h.at == "op" and h.required}
+        self._indices = {
+            h.origin: set[str]() for h in hints if h.at == "op" and h.required and not h.elsewhere
+        }
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ class Narrowing:
             if known or not hint.required:
                 pins.append((hint, _labels))
                 self._met.add(hint.origin)
-            else:
+            elif hint.origin in self._indices:
                 labels = {label for each in candidates for label in each.labels}
                 self._indices[hint.origin] |= labels
         return self._narrow(candidates, pins, path)
@@ -204,17 +206,27 @@ def _pinned_values(
     captured: Captured, hints: Sequence[Hint]
 ) -> Mapping[tuple[str, int], Sequence[Hint]]:
     """The results of hinted modules, hinted arguments, and values hinted inside forward."""
+    pinned: dict[tuple[str, int], list[Hint]] = {}
+    for node, hint in nodes_pinned(captured, hints):
+        pinned.setdefault(tensor_of(node), []).append(hint)
+    return pinned
+
+
+def nodes_pinned(captured: Captured, hints: Sequence[Hint]) -> list[tuple[fx.Node, Hint]]:
+    """The nodes whose values hints speak of, each with its hint for a value of that shape.
+
+    Raises HintError for a hint on modules of which none computes a tensor that others read.
+    """
     hints = [hint for hint in hints if hint.at == "value"]
     if not hints:
-        return {}
+        return []
     nodes = {node.name: node for node in captured.graph.nodes}
     named = {
         **captured.named_outputs,
         **{each.path: nodes[each.node] for each in captured.inputs_of("input")},
     }
     results = results_by_module(captured)
-    pinned: dict[tuple[str, int], list[Hint]] = {}
-    origins: set[str] = set()
+    pinned: list[tuple[fx.Node, Hint]] = []
     for hint in hints:
         if hint.node:
             found = [nodes[hint.node]]
@@ -222,11 +234,10 @@ def _pinned_values(
             found = [named[hint.pattern]]
         else:
             found = results.get(hint.pattern, [])
-        for node, resolved in _resolved(hint, found):
-            pinned.setdefault(tensor_of(node), []).append(resolved)
-            origins.add(hint.origin)
+        pinned += _resolved(hint, found)
+    origins = {hint.origin for _, hint in pinned}
     for hint in hints:
-        if hint.origin not in origins:
+        if hint.origin not in origins and not hint.elsewhere:
             raise HintError(
                 f"hint {hint} names modules, none of which computes a tensor that others read; "
                 "name one that does, or use autoplan.hint inside forward."

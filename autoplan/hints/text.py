@@ -16,7 +16,8 @@
 
 Slots: of a parameter, `storage` is how it is kept between steps (meant where there is no slot) and
 `use` how a step reads it. `op` speaks of the ops of a module itself, not of modules inside it; its
-entries are names of their rules' indices. `stage` has a number instead of a layout.
+entries are names of their rules' indices. `stage` has the number of a pipeline stage instead of a
+layout, -1 for the last.
 """
 
 from __future__ import annotations
@@ -92,6 +93,21 @@ def clauses_of(value: Any) -> tuple[Clause, ...]:
 def text_of(value: Any) -> str:
     """The text that means what `value` means; `clauses_of` reads both alike."""
     return "; ".join(map(str, clauses_of(value)))
+
+
+def stage_number(stage: int, num_stages: int) -> int:
+    """The stage that a user's number means, negative ones from the end; LayoutError if none."""
+    if -num_stages <= stage < num_stages:
+        return stage % num_stages
+    if num_stages == 1:
+        raise LayoutError(
+            f"the plan has 1 stage, so that a stage is 0 or -1, got {stage}; a pipeline, such as "
+            "parallel=dict(pipeline=2), has more."
+        )
+    raise LayoutError(
+        f"the plan has {num_stages} stages, so that a stage is 0 to {num_stages - 1}, or "
+        f"{-num_stages} to -1 from the end, got {stage}."
+    )
 
 
 # -- texts ------------------------------------------------------------------------------------

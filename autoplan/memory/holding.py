@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from autoplan.layouts import BP, Layout, Partial, Split
+from autoplan.memory.schedule import Schedule
 from autoplan.memory.timeline import Amounts, FloatArray
 from autoplan.pricing import Pricer, op_memory
 from autoplan.sites import Annotated, Candidate, Site
@@ -25,11 +26,14 @@ Value = tuple[int, int]
 class Holding:
     """The graph of a step as its memory sees it: readers, views, and what ops keep."""
 
-    def __init__(self, annotated: Annotated, pricer: Pricer) -> None:
+    def __init__(
+        self, annotated: Annotated, pricer: Pricer, schedule: Schedule | None = None
+    ) -> None:
         self.annotated, self.pricer = annotated, pricer
         self.sites, self.mesh = annotated.sites, annotated.mesh
         self.setting = pricer.setting
-        self.last = 2 * len(self.sites)
+        self.schedule = Schedule.of(len(self.sites)) if schedule is None else schedule
+        self.last = self.schedule.last
         self._trained = {
             id(site)
             for site in self.sites
@@ -38,10 +42,12 @@ class Holding:
         self.readers: dict[Value, list[tuple[int, int]]] = {}
         for at, site in enumerate(self.sites):
             for position, source in enumerate(site.inputs):
-                self.readers.setdefault((source.site, source.output), []).append((at, position))
+                if self._reads(at):
+                    self.readers.setdefault((source.site, source.output), []).append((at, position))
         self.returned = {(source.site, source.output) for _, source, _ in annotated.updates}
         loss = annotated.outputs[annotated.loss] if annotated.loss is not None else None
-        kept = [loss] if loss is not None and self.setting.training else annotated.outputs
+        has_loss = loss is not None or annotated.captured.loss_elsewhere
+        kept = [loss] if has_loss and self.setting.training else annotated.outputs
         self.returned |= {(e[0].site, e[0].output) for e in kept if isinstance(e, tuple)}
         self._memories: dict[Any, OpMemory] = {}
         self._saved: dict[Any, set[int | str]] = {}
@@ -53,10 +59,18 @@ class Holding:
     # -- moments ----------------------------------------------------------------------------
 
     def forward(self, at: int) -> int:
-        return 1 + at
+        return self.schedule.forward[at]
 
     def backward(self, at: int) -> int:
-        return self.last - at
+        return self.schedule.backward[at]
+
+    def _reads(self, at: int) -> bool:
+        """Whether what a site reads counts."""
+        return True
+
+    def _keeps_for_backward(self, at: int) -> bool:
+        """Whether what a site keeps lives until its backward; a recomputed one makes it again."""
+        return self.trains(self.sites[at]) and at not in self.schedule.block
 
     def trains(self, site: Site) -> bool:
         """Whether a gradient flows through the site."""
@@ -75,6 +89,18 @@ class Holding:
         return until
 
     def _reader_holds(self, reader: int, position: int) -> int:
+        """How long a reader may have what it reads held, as it reads it or as it lies."""
+        until = self._copy_held(reader, position)
+        if self.enters(reader, position):
+            until = max(until, self.schedule.inputs_until[self.schedule.block[reader]])
+        return until
+
+    def enters(self, reader: int, position: int) -> bool:
+        """Whether a recomputed block reads a value from outside, and holds it as it lies."""
+        source, block = self.sites[reader].inputs[position], self.schedule.block
+        return reader in block and block.get(source.site) != block[reader]
+
+    def _copy_held(self, reader: int, position: int) -> int:
         """How long a reader may hold what it reads, as it reads it."""
         if self.is_view(reader):
             return max(self.held[reader, 0], self.forward(reader))
@@ -87,7 +113,7 @@ class Holding:
     def is_view(self, at: int) -> bool:
         """Whether a site's result lies in the memory of what it reads, conversions aside."""
         site = self.sites[at]
-        return site.kind == "box" or (
+        return site.kind in ("box", "sent") or (
             site.rule is not None and site.rule.kind == "free" and bool(site.inputs)
         )
 
@@ -102,9 +128,24 @@ class Holding:
             found.append(self._memories[key])
         return found
 
+    def may_keep(self, at: int) -> bool:
+        """Whether anything is kept from an op to its backward, under any candidate."""
+        site = self.sites[at]
+        if site.call is None or not self._keeps_for_backward(at):
+            return False
+        return any(each.saves or each.kept for each in self.memory(at, site.candidates))
+
+    def keeps_inputs_only(self, at: int) -> bool:
+        """Whether an op, one local call, keeps none but what it reads, under any candidate."""
+        site = self.sites[at]
+        if site.rule is None or site.rule.program is not None:
+            return False
+        memories = self.memory(at, site.candidates)
+        return not any("output" in each.saves or each.kept for each in memories)
+
     def _may_keep(self, at: int, what: int | str) -> bool:
         site = self.sites[at]
-        if site.call is None or not self.trains(site):
+        if site.call is None or not self._keeps_for_backward(at):
             return False
         key = id(site.candidates), site.call.op
         if key not in self._saved:

@@ -11,18 +11,47 @@ from typing import Any
 
 import numpy as np
 
+from autoplan.memory.in_flight import ACCUMULATING, PARAMETER_GRADIENT, with_others
 from autoplan.memory.parameters import Parameters
+from autoplan.memory.schedule import Block, Schedule
 from autoplan.memory.timeline import Amounts, FloatArray, Kind, Term, Timeline
 from autoplan.pricing import Pricer
 from autoplan.sites import Annotated, Candidate, Site
 from autoplan.strategies.rule import TensorMeta
 
 
-def timeline_of(annotated: Annotated, pricer: Pricer) -> Timeline:
-    """Every term of a step of one microbatch among `pricer.setting.microbatches`."""
-    liveness = _Liveness(annotated, pricer)
-    terms = tuple(liveness.terms())
-    return Timeline(annotated, 2 * len(annotated.sites) + 3, terms, tuple(liveness.constants()))
+def timeline_of(
+    annotated: Annotated,
+    pricer: Pricer,
+    recomputed: Sequence[Block] = (),
+    idle: Sequence[Block] = (),
+) -> Timeline:
+    """Every term of a step of one microbatch among `pricer.setting.microbatches`.
+
+    Backward computes the blocks `recomputed` again, each before its own backward; what they keep
+    for it lives from then on only, and what they read from outside until it is over. Blocks `idle`
+    are not, but have moments, so that timelines of several choices among them compare.
+    """
+    one, setting = timeline_of_one(annotated, pricer, recomputed, idle), pricer.setting
+    later = setting.in_flight if setting.in_flight_later is None else setting.in_flight_later
+    return with_others(one, setting.in_flight, later)
+
+
+def timeline_of_one(
+    annotated: Annotated,
+    pricer: Pricer,
+    recomputed: Sequence[Block] = (),
+    idle: Sequence[Block] = (),
+) -> Timeline:
+    """As `timeline_of`, with no other microbatch in flight."""
+    schedule = Schedule.of(len(annotated.sites), recomputed, idle)
+    liveness = _Liveness(annotated, pricer, schedule)
+    terms = [*liveness.terms()]
+    for block in recomputed:
+        terms += _Again(annotated, pricer, schedule.again(block), block).terms()
+    return Timeline(
+        annotated, schedule.last + 3, tuple(terms), tuple(liveness.constants()), schedule
+    )
 
 
 class _Liveness(Parameters):
@@ -46,8 +75,10 @@ class _Liveness(Parameters):
             else:
                 yield from self._values(at, site)
                 yield from self._op(at, site)
+                yield from self._backward_of_op(at, site)
                 for position in range(len(site.inputs)):
                     yield from self._reading(at, position)
+                    yield from self._backward_of_reading(at, position)
 
     def _values(self, at: int, site: Site) -> Iterator[Term]:
         """A value in its own memory, and its gradient."""
@@ -86,6 +117,8 @@ class _Liveness(Parameters):
         if not holders:
             return None
         _, reader, position = holders[-1]
+        if self.enters(reader, position):
+            return None
         return reader, position, holders[-2][0] if len(holders) > 1 else self.forward(at)
 
     def _while_held(
@@ -128,40 +161,32 @@ class _Liveness(Parameters):
         """What an op keeps beside its inputs and output, and what it needs while it runs."""
         if site.call is None:
             return
-        key = site.call.op
+        forward = self.forward(at)
+        kept_until = self.backward(at) if self._keeps_for_backward(at) else forward
+        yield Term("activations", forward, kept_until, at, *self._part(at, site.call.op, "kept"))
+        yield Term("temporaries", forward, forward, at, *self._part(at, site.call.op, "forward"))
 
-        def part(name: str) -> Amounts:
-            def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-                return np.array([[float(getattr(m, name))] for m in self.memory(at, one)])
+    def _backward_of_op(self, at: int, site: Site) -> Iterator[Term]:
+        if site.call is not None and self.trains(site):
+            moment, part = self.backward(at), self._part(at, site.call.op, "backward")
+            yield Term("temporaries", moment, moment, at, *part)
 
-            return amounts
+    def _part(self, at: int, op: str, name: str) -> tuple[Amounts, Any]:
+        def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
+            return np.array([[float(getattr(m, name))] for m in self.memory(at, one)])
 
-        forward, backward = self.forward(at), self.backward(at)
-        trains = self.trains(site)
-        kept_until = backward if trains else forward
-        yield Term("activations", forward, kept_until, at, part("kept"), (key, "kept"))
-        yield Term("temporaries", forward, forward, at, part("forward"), (key, "forward"))
-        if trains:
-            yield Term("temporaries", backward, backward, at, part("backward"), (key, "backward"))
+        return amounts, (op, name)
 
     def _reading(self, reader: int, position: int) -> Iterator[Term]:
-        """What reading makes: converted copies, and gradients of what the prologue made."""
+        """Converted copies of what a site reads, and the buffers of their collectives."""
         source = self.sites[reader].inputs[position]
         at, output = source.site, source.output
         origin, meta = self.sites[at], self.sites[at].outputs[output]
-        grad = self.setting.training and meta.requires_grad
-        if origin.parameter_only:
-            if grad:
-                yield self._parameter_gradient(reader, position, meta)
+        if origin.parameter_only or self.mesh.ndim == 0:
             return
-        if self.mesh.ndim == 0:
-            return
-        forward, until = self.forward(reader), self._reader_holds(reader, position)
+        forward, until = self.forward(reader), self._copy_held(reader, position)
         keeping = None if self.is_view(reader) else position
-
-        def copied(one: Sequence[Candidate], other: Sequence[Candidate]) -> FloatArray:
-            sizes = self.sizes(meta, [each.inputs[position] for each in other])
-            return sizes[None, :] * self.copies(one, output, other, position)
+        copied = self._copied(output, position, meta)
 
         def kept(one: Sequence[Candidate], other: Sequence[Candidate]) -> FloatArray:
             held = np.ones(len(other)) if keeping is None else self._keeps(reader, keeping, other)
@@ -171,27 +196,81 @@ class _Liveness(Parameters):
             before = [each.outputs[output] for each in one]
             return self._transit(meta, before, [each.inputs[position] for each in other])
 
-        def backward_transit(one: Sequence[Candidate], other: Sequence[Candidate]) -> FloatArray:
-            before = [each.inputs[position].dual for each in other]
-            after = [each.outputs[output].dual for each in one]
-            return self._transit(meta, before, after).T + copied(one, other)
-
         key = meta, output, position, keeping
         yield Term("activations", forward, forward, at, copied, ("copied", *key), reader)
         if until > forward:
             yield Term("activations", forward + 1, until, at, kept, ("kept copy", *key), reader)
         yield Term("temporaries", forward, forward, at, in_transit, ("transit", *key), reader)
-        if grad:
-            moment = self.backward(reader)
-            back = ("transit back", *key)
-            yield Term("temporaries", moment, moment, at, backward_transit, back, reader)
 
-    def _parameter_gradient(self, reader: int, position: int, meta: TensorMeta) -> Term:
-        """A gradient waits, as the reader makes it, for the prologue's backward."""
+    def _copied(self, output: int, position: int, meta: TensorMeta) -> Amounts:
+        """Bytes of the converted copy that a reader makes of what it reads, if it makes one."""
+
+        def amounts(one: Sequence[Candidate], other: Sequence[Candidate]) -> FloatArray:
+            sizes = self.sizes(meta, [each.inputs[position] for each in other])
+            return sizes[None, :] * self.copies(one, output, other, position)
+
+        return amounts
+
+    def _backward_of_reading(self, reader: int, position: int) -> Iterator[Term]:
+        """Gradients of what the prologue made, and of copies on their way back."""
+        source = self.sites[reader].inputs[position]
+        at, output = source.site, source.output
+        origin, meta = self.sites[at], self.sites[at].outputs[output]
+        if not (self.setting.training and meta.requires_grad):
+            return
+        if origin.parameter_only:
+            yield from self._parameter_gradient(reader, position, meta)
+            return
+        if self.mesh.ndim == 0:
+            return
+        copied = self._copied(output, position, meta)
+
+        def transit(one: Sequence[Candidate], other: Sequence[Candidate]) -> FloatArray:
+            before = [each.inputs[position].dual for each in other]
+            after = [each.outputs[output].dual for each in one]
+            return self._transit(meta, before, after).T + copied(one, other)
+
+        moment, key = self.backward(reader), ("transit back", meta, output, position)
+        yield Term("temporaries", moment, moment, at, transit, key, reader)
+
+    def _parameter_gradient(self, reader: int, position: int, meta: TensorMeta) -> Iterator[Term]:
+        """A gradient waits, as the reader makes it, for the prologue's backward.
+
+        Those of further microbatches are added to it.
+        """
 
         def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
             return self.sizes(meta, [each.inputs[position] for each in one])[:, None]
 
-        first = 1 if self.setting.microbatches > 1 else self.backward(reader)
-        key = "parameter gradient", meta, position
-        return Term("gradients", first, self.last + 1, reader, amounts, key)
+        several, made = self.setting.microbatches > 1, self.backward(reader)
+        first, key = 1 if several else made, (PARAMETER_GRADIENT, meta, position)
+        yield Term("gradients", first, self.last + 1, reader, amounts, key)
+        if several:
+            key = ACCUMULATING, meta, position
+            yield Term("temporaries", made, made, reader, amounts, key)
+
+
+class _Again(_Liveness):
+    """The terms of a block while backward computes it again, and of what it then keeps."""
+
+    def __init__(
+        self, annotated: Annotated, pricer: Pricer, schedule: Schedule, block: Block
+    ) -> None:
+        self.again = frozenset(block.again)
+        self.reading = block.reading
+        super().__init__(annotated, pricer, schedule)
+        self.returned = set()
+
+    def _reads(self, at: int) -> bool:
+        return at in self.again or at in self.reading
+
+    def terms(self) -> Iterator[Term]:
+        for at in sorted(self.again):
+            site = self.sites[at]
+            if not self.is_view(at):
+                for output, meta in enumerate(site.outputs):
+                    yield from self._storage_of(at, output, meta)
+            yield from self._op(at, site)
+        for at in sorted(self.again | self.reading):
+            for position in range(len(self.sites[at].inputs)):
+                yield from self._reading(at, position)

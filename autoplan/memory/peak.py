@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoplan.memory.liveness import timeline_of
+from autoplan.memory.schedule import Block
 from autoplan.memory.timeline import Timeline
 from autoplan.plan import Memory
 from autoplan.pricing import Pricer
 from autoplan.sites import Annotated
 
 
-def peak_memory(annotated: Annotated, choices: Sequence[int], pricer: Pricer) -> Memory:
+def peak_memory(
+    annotated: Annotated,
+    choices: Sequence[int],
+    pricer: Pricer,
+    recomputed: Sequence[Block] = (),
+) -> Memory:
     """Bytes alive at the peak of a training step, by kind."""
-    return memory_at_peak(timeline_of(annotated, pricer), choices)
+    return memory_at_peak(timeline_of(annotated, pricer, recomputed), choices)
 
 
 def memory_at_peak(timeline: Timeline, choices: Sequence[int]) -> Memory:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from autoplan.memory.schedule import Schedule
 from autoplan.sites import Annotated, Candidate
 from autoplan.solver import Limit
 
@@ -56,12 +57,17 @@ class Peak:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """All terms of a step of `annotated`, and `constants`: bytes that no choice changes."""
+    """All terms of a step of `annotated`, and `constants`: bytes that no choice changes.
+
+    rounds: how often the moments of the body stand there, for several microbatches.
+    """
 
     annotated: Annotated
     num_moments: int
     terms: tuple[Term, ...]
     constants: tuple[tuple[Kind, float], ...]
+    schedule: Schedule
+    rounds: int = 1
     _values: dict[Any, float] = field(default_factory=dict)
     _arrays: dict[Any, FloatArray] = field(default_factory=dict)
 
@@ -69,7 +75,7 @@ class Timeline:
         """Bytes alive under `choices`: [num_moments]."""
         change = np.zeros(self.num_moments + 1)
         for term in self.terms:
-            value = self._value(term, choices)
+            value = self.value(term, choices)
             change[term.first] += value
             change[term.last + 1] -= value
         totals: FloatArray = np.cumsum(change)[:-1] + sum(size for _, size in self.constants)
@@ -85,7 +91,7 @@ class Timeline:
         for kind, size in self.constants:
             kinds[kind] = kinds.get(kind, 0.0) + size
         for term in self._alive(moment):
-            kinds[term.kind] = kinds.get(term.kind, 0.0) + self._value(term, choices)
+            kinds[term.kind] = kinds.get(term.kind, 0.0) + self.value(term, choices)
         return Peak(moment, kinds)
 
     def limit(self, moment: int, most: float) -> Limit:
@@ -104,20 +110,21 @@ class Timeline:
 
     def name(self, moment: int) -> str:
         """The moment in words."""
-        sites = self.annotated.sites
-        count = len(sites)
         if moment == 0:
             return "gathering parameters"
-        if moment > 2 * count:
-            return ("reducing gradients", "the optimizer's step")[moment - 2 * count - 1]
-        direction = "forward" if moment <= count else "backward"
-        site = sites[moment - 1 if moment <= count else 2 * count - moment]
-        return f"{direction} of {site.name} in {site.path or 'the model'}"
+        last = self.schedule.last
+        if moment > self.rounds * last:
+            return ("reducing gradients", "the optimizer's step")[moment - self.rounds * last - 1]
+        number, place = divmod(moment - 1, last)
+        doing, at = self.schedule.moments[place]
+        site = self.annotated.sites[at]
+        whose = ", of a later microbatch" if number else ""
+        return f"{doing} of {site.name} in {site.path or 'the model'}{whose}"
 
     def _alive(self, moment: int) -> Iterator[Term]:
         return (term for term in self.terms if term.first <= moment <= term.last)
 
-    def _value(self, term: Term, choices: Sequence[int]) -> float:
+    def value(self, term: Term, choices: Sequence[int]) -> float:
         sites = self.annotated.sites
         one = sites[term.site].candidates[choices[term.site]]
         other = None if term.reader is None else sites[term.reader].candidates[choices[term.reader]]

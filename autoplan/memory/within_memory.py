@@ -11,9 +11,11 @@ from autoplan.errors import InfeasibleError
 from autoplan.formulate import formulate, repeated_blocks
 from autoplan.memory.liveness import timeline_of
 from autoplan.memory.peak import memory_at_peak
+from autoplan.memory.schedule import Block
 from autoplan.memory.timeline import Timeline
 from autoplan.plan import Memory
 from autoplan.pricing import Pricer
+from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
 from autoplan.sites import Annotated
 from autoplan.solver import Certificate, Problem, Solution, solve
@@ -31,30 +33,82 @@ def repeated_classes(annotated: Annotated) -> list[Hashable] | None:
 
 
 def solve_within_memory(
-    annotated: Annotated, pricer: Pricer, request: Request
+    annotated: Annotated, pricer: Pricer, request: Request, recomputed: Sequence[Block] = ()
 ) -> tuple[Solution, Memory]:
     """The fastest choices whose peak, by liveness, is within the limit, and that peak.
 
     Raises InfeasibleError if hints or memory leave nothing, with the least that would do.
     """
     deadline = time.perf_counter() + request.time_limit_s
-    problem = formulate(annotated, pricer, request.whole_outputs)
-    timeline = timeline_of(annotated, pricer)
-    classes, most = repeated_classes(annotated), float(request.memory_bytes)
-    try:
-        fitting = fastest_that_fits(problem, timeline, classes, most, deadline, request.gap)
-    except TooLittleMemoryError as error:
-        memory = memory_at_peak(timeline, error.leanest)
-        text = _too_little(memory, annotated, request)
-        raise TooLittleMemoryError(text, error.leanest, error.bound) from error
-    except UndecidedError:
-        raise
-    except InfeasibleError as error:
-        raise InfeasibleError(
-            "the hints leave no plan, whatever the memory: they fix layouts that no strategy of an "
-            f"op joins ({error}). Drop or widen one."
-        ) from error
-    return fitting.solution, memory_at_peak(timeline, fitting.solution.choices)
+    case = Case.of(annotated, pricer, request, recomputed)
+    fitting = case.fastest_that_fits(deadline)
+    return fitting.solution, memory_at_peak(case.timeline, fitting.solution.choices)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model on a mesh under a request, with the blocks that are recomputed."""
+
+    annotated: Annotated
+    request: Request
+    problem: Problem
+    timeline: Timeline
+    classes: list[Hashable] | None
+
+    @staticmethod
+    def of(
+        annotated: Annotated, pricer: Pricer, request: Request, recomputed: Sequence[Block] = ()
+    ) -> Case:
+        """Its problem and its timeline."""
+        problem = formulate(annotated, pricer, request.whole_outputs)
+        problem = SecondRuns(annotated, pricer).added_to(problem, recomputed)
+        timeline = timeline_of(annotated, pricer, recomputed)
+        classes = repeated_classes(annotated)
+        if classes is not None:
+            again = {at for block in recomputed for at in block.sites}
+            classes = [(label, at in again) for at, label in enumerate(classes)]
+        return Case(annotated, request, problem, timeline, classes)
+
+    def fastest(self, time_limit_s: float) -> Solution:
+        """The fastest choices, whatever the memory."""
+        try:
+            return solve(self.problem, self.classes, time_limit_s, self.request.gap)
+        except UndecidedError:
+            raise
+        except InfeasibleError as error:
+            raise _no_plan(error) from error
+
+    def fastest_that_fits(self, deadline: float, first: Solution | None = None) -> Fitting:
+        """The fastest choices within the memory limit; `first`: the fastest whatever the memory.
+
+        Raises InfeasibleError if hints or memory leave nothing, with the least that would do.
+        """
+        most = float(self.request.memory_bytes)
+        try:
+            return fastest_that_fits(
+                self.problem,
+                self.timeline,
+                self.classes,
+                most,
+                deadline,
+                self.request.gap,
+                first=first,
+            )
+        except TooLittleMemoryError as error:
+            memory = memory_at_peak(self.timeline, error.leanest)
+            text = _too_little(memory, self.annotated, self.request)
+            raise TooLittleMemoryError(text, error.leanest, error.bound) from error
+        except UndecidedError:
+            raise
+        except InfeasibleError as error:
+            raise _no_plan(error) from error
+
+
+def _no_plan(error: InfeasibleError) -> InfeasibleError:
+    return InfeasibleError(
+        "the hints leave no plan, whatever the memory: they fix layouts that no strategy of an "
+        f"op joins ({error}). Drop or widen one."
+    )
 
 
 @dataclass(frozen=True)
@@ -86,12 +140,14 @@ def fastest_that_fits(
     gap: float = 0.0,
     start: Sequence[int] | None = None,
     moments: Sequence[int] = (),
+    first: Solution | None = None,
 ) -> Fitting:
     """The fastest choices whose bytes are within `most` at every moment.
 
     Lazy constraints: the problem is solved with `moments` limited; while the peak of its answer is
     too large, the moment of that peak is limited, too. Every problem solved allows all that fits,
-    so its bound holds, and an answer that fits is the best there is. Where `deadline`, of
+    so its bound holds, and an answer that fits is the best there is. `first`: the answer where
+    nothing is limited, if it is known. Where `deadline`, of
     `time.perf_counter()`, ends this, `start` or the leanest choices are the answer, with a gap.
     Raises TooLittleMemoryError, or InfeasibleError where nothing is allowed whatever the memory.
     """
@@ -104,10 +160,13 @@ def fastest_that_fits(
         try:
             # A part of the time, so that some is left for a moment that binds only then.
             share_s = max(_LEAST_TIME_S, left_s / 2 if limited else left_s)
-            last = solve(held, classes, share_s, gap, start)
-        except InfeasibleError:
+            known = None if limited else first
+            last = known or solve(held, classes, share_s, gap, start)
+        except InfeasibleError as error:
             if not limited:
                 raise
+            if not isinstance(error, UndecidedError):
+                bound = math.inf  # it is proven that nothing fits
             break
         bound = max(bound, last.certificate.bound)
         totals = timeline.totals(last.choices)

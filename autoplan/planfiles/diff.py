@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoplan.plan import Plan
-from autoplan.planfiles.patterns import Key, grouped
+from autoplan.planfiles.patterns import Key, grouped, shortened
 from autoplan.planfiles.write import REQUEST, by_section
 from autoplan.units import seconds, size
 
@@ -14,8 +14,10 @@ from autoplan.units import seconds, size
 def diff(one: Plan, other: Plan) -> str:
     """What differs, a line each, first plan -> second plan; decisions of repeated blocks as one."""
     lines = [*_asked(one, other), *_predicted(one, other), *_sent(one, other)]
-    theirs = by_section(other.choices)
-    for section, mine in by_section(one.choices).items():
+    lines += _cut(one, other)
+    lines += _changed("recomputed", one.recomputed, other.recomputed)
+    theirs = by_section(_choices(other))
+    for section, mine in by_section(_choices(one)).items():
         lines += _decided(mine, theirs[section])
     return "\n".join(lines) if lines else "no difference"
 
@@ -58,6 +60,38 @@ def _totals(plan: Plan) -> dict[str, str]:
         name: f"{count} of {size(moved)} in {seconds(time_s)}"
         for name, (count, moved, time_s) in totals.items()
     }
+
+
+def _cut(one: Plan, other: Plan) -> Iterator[str]:
+    """Schedule and stages of pipelines; parts that moved alike as one line."""
+    for name in ("schedule", "size"):
+        a, b = (getattr(each.pipeline, name, None) for each in (one, other))
+        yield from _changed(f"pipeline {name}", a, b)
+    for number in range(max(len(one.stages), len(other.stages))):
+        a, b = (each.stages[number].mesh if number < len(each.stages) else None
+                for each in (one, other))  # fmt: skip
+        if one.stages and other.stages:
+            yield from _changed(f"mesh of stage {number}", a, b)
+    moves: dict[tuple[int | None, int | None], list[str]] = {}
+    for part in dict.fromkeys((*one.stage_map, *other.stage_map)):
+        move = one.stage_map.get(part), other.stage_map.get(part)
+        if move[0] != move[1]:
+            moves.setdefault(move, []).append(part)
+    for (before, after), parts in moves.items():
+        yield from _changed(f"stage of {', '.join(shortened(parts))}", before, after)
+
+
+def _choices(plan: Plan) -> dict[str, str]:
+    """Decisions by key; where stages of a pipeline differ in one of equal name, each one's."""
+    if not plan.stages:
+        return plan.choices
+    found: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        for key, text in stage.choices.items():
+            texts = found.setdefault(key, [])
+            if text not in texts:
+                texts.append(text)
+    return {key: "; ".join(texts) for key, texts in found.items()}
 
 
 def _decided(mine: Mapping[str, str], theirs: Mapping[str, str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from autoplan.annotate import annotate
 from autoplan.capture import Captured
 from autoplan.describe import signature, site_keys
 from autoplan.errors import PlanFileError
+from autoplan.layouts import Layout
 from autoplan.plan import Plan
 from autoplan.planfiles.patterns import Key, grouped
 from autoplan.planfiles.write import by_section, is_box, spell_choice
@@ -36,7 +37,8 @@ class Fit:
 def annotate_as(captured: Captured, plan: Plan) -> Annotated:
     """The model on the plan's mesh, with a boxing site wherever the plan has one."""
     mesh, rules = plan.mesh, rules_in_force()
-    annotated = annotate(captured, mesh, rules, (), plan.local_inputs)
+    wires = {name: Layout.parse(text) for name, text in plan.wires.items()}
+    annotated = annotate(captured, mesh, rules, (), plan.local_inputs, wires=wires)
     names = dict(zip(site_keys(annotated), (site.name for site in annotated.sites), strict=True))
     boxed = []
     for key in plan.choices:
@@ -45,7 +47,7 @@ def annotate_as(captured: Captured, plan: Plan) -> Annotated:
             boxed.append(f"{names[made]}:{output}")
     if not boxed:
         return annotated
-    return annotate(captured, mesh, rules, (), plan.local_inputs, boxed)
+    return annotate(captured, mesh, rules, (), plan.local_inputs, boxed, wires)
 
 
 def fit(plan: Plan, annotated: Annotated) -> Fit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +17,16 @@ from autoplan.errors import InfeasibleError, PlanFileError
 from autoplan.formulate import formulate
 from autoplan.found import Found
 from autoplan.memory.peak import peak_memory
+from autoplan.memory.schedule import Block
 from autoplan.memory.within_memory import solve_within_memory
+from autoplan.pipelining.pieces import pieces_of
 from autoplan.plan import Plan
 from autoplan.planfiles.fitting import Fit, annotate_as, differences, fit, nearest, said_in_file
 from autoplan.planfiles.read import EDITED
 from autoplan.planning import Planned
+from autoplan.pricing import Pricer
+from autoplan.recompute.blocks import blocks_of
+from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
 from autoplan.sites import Annotated, Candidate
 from autoplan.solver import Certificate, Problem, Solution
@@ -40,7 +46,8 @@ def follow(captured: Captured, plan: Plan, request: Request) -> Planned:
         raise PlanFileError(f"{key!r} is not in both, the plan and this rank's model; plan again.")
     choices = tuple(found.held[at] for at in range(len(annotated.sites)))
     plan.remember(Origin(captured, request, plan.model))
-    return Planned(plan, annotated, choices, request.pricer(annotated.mesh))
+    pricer = request.pricer(annotated.mesh)
+    return Planned(plan, annotated, choices, pricer, blocks_of(annotated, pricer, plan.recomputed))
 
 
 def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
@@ -50,27 +57,37 @@ def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
     the notes list them. The plan has the numbers of this model. Raises PlanFileError for a plan of
     another model, for a choice that its op cannot take, and where what is held leaves no plan.
     """
+    planned = adopt_choices(captured, plan, request)
+    described = msgspec.structs.replace(planned.plan, baselines=baselines(captured, request))
+    described.remember(Origin(captured, request, plan.model))
+    return replace(planned, plan=described)
+
+
+def adopt_choices(captured: Captured, plan: Plan, request: Request) -> Planned:
+    """`adopt` without baselines: of a model, or of one stage of it."""
     annotated = annotate_as(captured, plan)
     found = fit(plan, annotated)
     pricer = request.pricer(annotated.mesh)
+    blocks, strangers = _recomputed(plan, annotated, pricer)
     problem = formulate(annotated, pricer, request.whole_outputs)
+    problem = SecondRuns(annotated, pricer).added_to(problem, blocks)
     held = _without_contradictions(problem, annotated, plan, found)
     if len(held) == len(annotated.sites):
         choices = tuple(held[at] for at in range(len(annotated.sites)))
-        solution = Solution(choices, _given(problem, choices))
+        solution = Solution(choices, given(problem.objective(choices), len(choices)))
     else:
-        solution, held = _solved_around(annotated, problem, held, found.keys, request)
-    memory = peak_memory(annotated, solution.choices, pricer)
+        solution, held = _solved_around(annotated, problem, held, found.keys, request, blocks)
+    memory = peak_memory(annotated, solution.choices, pricer, blocks)
     if memory.total > request.memory_bytes:
         raise InfeasibleError(
             f"the plan takes {size(memory.total)} a device on this model, more than the limit of "
             f"{size(request.memory_bytes)}; give memory={memory.total}, or plan again."
         )
     described = describe_plan(
-        Found((), annotated, pricer, solution, memory),
+        Found((), annotated, pricer, solution, memory, blocks),
         request,
         plan.model,
-        baselines(captured, request),
+        (),
     )
     freed = [found.keys[at] for at in sorted(found.held.keys() - held.keys())]
     notes = differences(plan, found, freed)
@@ -88,21 +105,41 @@ def adopt(captured: Captured, plan: Plan, request: Request) -> Planned:
         described,
         hints=plan.hints,
         certificate=proof,
-        notes=tuple(dict.fromkeys((*described.notes, *notes))),
+        notes=tuple(dict.fromkeys((*described.notes, *notes, *strangers))),
     )
-    described.remember(Origin(captured, request, plan.model))
-    return Planned(described, annotated, solution.choices, pricer)
+    return Planned(described, annotated, solution.choices, pricer, blocks)
 
 
-def _given(problem: Problem, choices: tuple[int, ...]) -> Certificate:
+def _recomputed(
+    plan: Plan, annotated: Annotated, pricer: Pricer
+) -> tuple[tuple[Block, ...], list[str]]:
+    """The blocks of a plan that this model has, and a note on those that it has not.
+
+    In a file that was edited these are an error: a name was typed wrong. Otherwise the model
+    changed.
+    """
+    known = pieces_of(annotated.captured).names
+    strangers = [name for name in plan.recomputed if name not in known]
+    if strangers and EDITED in plan.notes:
+        near = difflib.get_close_matches(strangers[0], known, n=1, cutoff=0.0)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise PlanFileError(
+            f"the plan file, [recomputation] blocks, names {strangers[0]!r}, which is no block of "
+            f"this model{meant}; correct it, or take it out."
+        )
+    blocks = blocks_of(annotated, pricer, plan.recomputed)
+    return blocks, [f"plan file: not in this model, left out: {each}" for each in strangers]
+
+
+def given(objective_s: float, num_variables: int) -> Certificate:
     """No proof: the choices were not solved for."""
     return Certificate(
-        objective=problem.objective(choices),
+        objective=objective_s,
         bound=0.0,
         gap=1.0,
         seconds=0.0,
         status="optimal",
-        num_variables=len(choices),
+        num_variables=num_variables,
         num_binaries=0,
         num_variables_after_reduction=0,
         folding=None,
@@ -160,6 +197,7 @@ def _solved_around(
     held: dict[int, int],
     keys: Sequence[str],
     request: Request,
+    blocks: Sequence[Block],
 ) -> tuple[Solution, dict[int, int]]:
     """The fastest choices with all others held, and what could be held.
 
@@ -167,14 +205,14 @@ def _solved_around(
     """
     for _ in range(_ROUNDS):
         try:
-            return _solve_held(annotated, held, request), held
+            return _solve_held(annotated, held, request, blocks), held
         except InfeasibleError:
             beside = {
                 at for edge in problem.edges if not held.keys() >= set(edge) for at in edge
             } - _given_by_the_model(annotated)
             held = {at: choice for at, choice in held.items() if at not in beside}
     try:
-        return _solve_held(annotated, held, request), held
+        return _solve_held(annotated, held, request, blocks), held
     except InfeasibleError as error:
         lines = sorted(keys[at] for at in held.keys() - _given_by_the_model(annotated))
         shown = ", ".join(map(repr, lines[:4])) + (", ..." if len(lines) > 4 else "")
@@ -191,7 +229,9 @@ def _given_by_the_model(annotated: Annotated) -> set[int]:
     }
 
 
-def _solve_held(annotated: Annotated, held: Mapping[int, int], request: Request) -> Solution:
+def _solve_held(
+    annotated: Annotated, held: Mapping[int, int], request: Request, blocks: Sequence[Block]
+) -> Solution:
     """Solve with one candidate at held sites; choices count all candidates."""
     # Equal choices of equal sites stay one object: repeated blocks are known by it.
     kept: dict[tuple[int, int], tuple[Candidate, ...]] = {}
@@ -208,6 +248,6 @@ def _solve_held(annotated: Annotated, held: Mapping[int, int], request: Request)
     ]
     narrowed = replace(annotated, sites=tuple(sites))
     # Prices are kept by candidates: these have their own.
-    solution, _ = solve_within_memory(narrowed, request.pricer(narrowed.mesh), request)
+    solution, _ = solve_within_memory(narrowed, request.pricer(narrowed.mesh), request, blocks)
     choices = tuple(held.get(at, choice) for at, choice in enumerate(solution.choices))
     return replace(solution, choices=choices)

@@ -101,6 +101,27 @@ def grouped(rows: Mapping[Key, str]) -> list[tuple[str, str]]:
     return lines
 
 
+def shortened(texts: Sequence[str]) -> list[str]:
+    """Patterns that stand for `texts` in their order: runs of consecutive numbers as one."""
+    patterns: list[str] = []
+    start = 0
+    while start < len(texts):
+        stop, pattern = start + 1, _escaped(texts[start])
+        while stop < len(texts):
+            lines = grouped({Key.of(text): "" for text in texts[start : stop + 1]})
+            if len(lines) > 1 or expanded(lines[0][0]) != [*texts[start : stop + 1]]:
+                break
+            stop, pattern = stop + 1, lines[0][0]
+        patterns.append(pattern)
+        start = stop
+    return patterns
+
+
+def _escaped(text: str) -> str:
+    ((pattern, _),) = grouped({Key.of(text): ""})
+    return pattern
+
+
 _Sets = tuple[tuple[int, ...], ...]
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from autoplan.layouts import Layout
-from autoplan.plan import Certificate, Plan
+from autoplan.plan import Certificate, Collective, Plan
 from autoplan.planfiles.patterns import Key, grouped, in_order
 
 T = TypeVar("T")
@@ -41,7 +41,11 @@ SECTIONS = {
     "operations": "",
 }
 """Sections of decisions, and what begins the keys in each; the first that fits is a key's."""
+RECOMPUTATION = "recomputation"
+"""The section of the blocks that backward computes again; left out where there are none."""
 ROWS = ("tensors", "operations", "collectives")
+DECIDED = ("choices", "recomputed", "pipeline", "stages", "wires")
+"""Fields of a plan that stand in sections of their own, before the figures."""
 END = "complete"
 
 _TOP = """\
@@ -57,37 +61,76 @@ _COMMENTS = {
     "buffers": _READERS,
     "constants": _READERS,
     "operations": "module/op#number = what each axis splits; ...:n = how all readers find output n",
+    RECOMPUTATION: "modules that keep nothing for backward, which runs them forward again",
 }
-_FIGURES = """\
+FIGURES = """\
 
 # Figures: computed again when the plan is loaded on a model; edits here have no effect."""
 
 
 def write_plan(plan: Plan) -> str:
     """The text of a plan file; the same plan gives the same text."""
-    held = plain(plan, but=("choices", *ROWS))
-    lines = [_TOP, f"format = {toml(held.pop('format'))}", f"model = {toml(held.pop('model'))}"]
-    mesh = toml(dict(zip(held.pop("axes"), held.pop("sizes"), strict=True)))
-    lines += ["", "[request]", f"mesh = {mesh}"]
-    lines += [f"{name} = {_listed(held.pop(name))}" for name in REQUEST if name in held]
+    if plan.pipeline is None:
+        lines = [_TOP, *request(plan), *decisions(plan), FIGURES, *figures(plan, ("figures",))]
+    else:
+        from autoplan.planfiles.write_pipeline import pipeline_lines
+
+        lines = [_TOP, *pipeline_lines(plan)]
+    return "\n".join([*lines, "", "[end]", f"{END} = true"]) + "\n"
+
+
+def request(plan: Plan) -> Iterator[str]:
+    """What was asked."""
+    yield f"format = {toml(plan.format)}"
+    yield f"model = {toml(plan.model)}"
+    yield from ("", "[request]", mesh_line(plan))
+    held = plain(plan, but=[each for each in plan.__struct_fields__ if each not in REQUEST])
+    yield from (f"{name} = {listed(held[name])}" for name in REQUEST if name in held)
+
+
+def mesh_line(plan: Plan) -> str:
+    """`mesh = { data = 2 }`."""
+    return f"mesh = {toml(dict(zip(plan.axes, plan.sizes, strict=True)))}"
+
+
+def decisions(plan: Plan, under: str = "") -> Iterator[str]:
+    """Sections of what was decided; `under`: what begins their names."""
     for section, choices in by_section(plan.choices).items():
         if choices or section in ("parameters", "operations"):
             texts = {key: toml(spell_choice(section, key, text)) for key, text in choices.items()}
-            lines += ["", f"[{section}]  # {_COMMENTS[section]}", *_grouped(texts)]
-    lines += [_FIGURES, "[figures]", f"decisions = {toml(fingerprint(plan))}"]
-    lines += [f"{key} = {_listed(each)}" for key, each in held.items() if not _is_table(each)]
+            comment = "" if under else f"  # {_COMMENTS[section]}"
+            yield from ("", f"[{under}{section}]{comment}", *_grouped(texts))
+    if plan.recomputed:
+        comment = "" if under else f"  # {_COMMENTS[RECOMPUTATION]}"
+        blocks = f"blocks = {listed(list(plan.recomputed))}"
+        yield from ("", f"[{under}{RECOMPUTATION}]{comment}", blocks)
+
+
+def figures(plan: Plan, path: Sequence[str], but: Sequence[str] = ()) -> Iterator[str]:
+    """The section of figures at `path`, and the sections of its tables and rows."""
+    left_out = ("format", "model", "axes", "sizes", *DECIDED, *REQUEST, *ROWS, *but)
+    held = plain(plan, but=left_out)
+    yield f"[{section_name(path)}]"
+    if len(path) == 1:
+        yield f"decisions = {toml(fingerprint(plan))}"
+    yield from (f"{key} = {listed(each)}" for key, each in held.items() if not _is_table(each))
     for name, table in held.items():
         if _is_table(table):
-            lines += ["", f"[figures.{name}]"]
-            lines += [f"{toml_key(key)} = {_listed(each)}" for key, each in table.items()]
-    lines += [*_rows(plan), "", "[end]", f"{END} = true"]
-    return "\n".join(lines) + "\n"
+            yield from ("", f"[{section_name((*path, name))}]")
+            yield from (f"{toml_key(key)} = {listed(each)}" for key, each in table.items())
+    if plan.pipeline is None:
+        yield from _rows(plan, path)
 
 
-def _rows(plan: Plan) -> Iterator[str]:
+def section_name(path: Sequence[str]) -> str:
+    """The name of a section of sections."""
+    return ".".join(map(toml_key, path))
+
+
+def _rows(plan: Plan, path: Sequence[str]) -> Iterator[str]:
     """The rows by what they are of, repeated blocks as one line."""
     for kind in dict.fromkeys(row.kind for row in plan.tensors):
-        yield from ("", f"[figures.tensors.{toml_key(kind)}]")
+        yield from ("", f"[{section_name((*path, 'tensors', kind))}]")
         yield from _grouped(
             {
                 row.path: toml(plain(row, but=("path", "kind")))
@@ -95,17 +138,22 @@ def _rows(plan: Plan) -> Iterator[str]:
                 if row.kind == kind
             }
         )
-    yield from ("", "[figures.operations]")
+    yield from ("", f"[{section_name((*path, 'operations'))}]")
     yield from _grouped(
         {row.key: toml(plain(row, but=("key", "path", "choice"))) for row in plan.operations}
     )
-    for phase in dict.fromkeys(row.phase for row in plan.collectives):
-        yield from ("", f"[figures.collectives.{toml_key(phase)}]")
+    yield from collectives(plan.collectives, path)
+
+
+def collectives(rows: Sequence[Collective], path: Sequence[str]) -> Iterator[str]:
+    """The sections of collectives, one for each phase."""
+    for phase in dict.fromkeys(row.phase for row in rows):
+        yield from ("", f"[{section_name((*path, 'collectives', phase))}]")
         places: dict[str, list[Any]] = {}
-        for row in plan.collectives:
+        for row in rows:
             if row.phase == phase:
                 places.setdefault(row.path, []).append(plain(row, but=("path", "phase")))
-        yield from _grouped({path: _listed(rows) for path, rows in places.items()})
+        yield from _grouped({place: listed(held) for place, held in places.items()})
 
 
 def _grouped(values: Mapping[str, str]) -> list[str]:
@@ -154,7 +202,11 @@ def by_section(choices: Mapping[str, str]) -> dict[str, dict[str, str]]:
 def fingerprint(plan: Plan) -> str:
     """What the figures were computed from, in short: changes with every edit of a decision."""
     asked = [plan.axes, plan.sizes, *(getattr(plan, name) for name in REQUEST)]
-    text = repr((asked, sorted(plan.choices.items())))
+    text = repr((asked, sorted(plan.choices.items()), *plan.recomputed))
+    if plan.pipeline is not None:
+        cut = (plan.pipeline.schedule, plan.pipeline.size, *sorted(plan.stage_map.items()))
+        parts = [(fingerprint(stage), sorted(stage.wires.items())) for stage in plan.stages]
+        text += repr((cut, parts))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -247,7 +299,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _listed(value: Any) -> str:
+def listed(value: Any) -> str:
     """A value; a list of texts or tables has one line for each."""
     if not isinstance(value, list) or not value or not isinstance(value[0], (str, dict)):
         return toml(value)

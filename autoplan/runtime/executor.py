@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from autoplan.layouts import B, Layout, Partial, Split
@@ -105,11 +106,6 @@ def placements(layout: Layout) -> tuple[Placement, ...]:
     return tuple(Shard(e.dim) if isinstance(e, Split) else Replicate() for e in layout)
 
 
-def layout_of(tensor: DTensor) -> Layout:
-    """The storage layout that a parameter's placements say."""
-    return Layout(Split(p.dim) if isinstance(p, Shard) else B for p in tensor.placements)
-
-
 def _copied(value: Tensor, device: torch.device) -> Tensor:
     """A contiguous copy on `device`; of a value on the meta device, room for it."""
     if value.is_meta:
@@ -123,19 +119,20 @@ def _quiet_redistribution(record: logging.LogRecord) -> bool:
 
 
 class DistributedExecutor(Executor):
-    """One real rank of a torch.distributed job: gloo on CPU, NCCL on CUDA."""
+    """One real rank of a torch.distributed job: gloo on CPU, NCCL on CUDA.
 
-    def __init__(self, mesh: Mesh, device: torch.device, seed: int) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
+    Ranks count from the first of its pipeline rank.
+    """
 
-        self.mesh, self.device = mesh, device
-        sizes = mesh.sizes or (1,)
-        names = mesh.axes or ("devices",)
+    def __init__(
+        self, mesh: Mesh, device: torch.device, seed: int, device_mesh: DeviceMesh
+    ) -> None:
+        """`device_mesh`: `mesh` over all ranks of the job, or over those of one pipeline rank."""
+        self.mesh, self.device, self.device_mesh = mesh, device, device_mesh
         # The logger of torch's private module, as of torch 2.11; a missing one does no harm.
         redistribution = logging.getLogger("torch.distributed.tensor._redistribute")
         redistribution.addFilter(_quiet_redistribution)
-        self.device_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
-        self.rank = torch.distributed.get_rank()
+        self.rank = torch.distributed.get_rank() % mesh.num_devices
         groups = {axis: self.device_mesh.get_group(axis) for axis in mesh.axes}
         self.comm = DistributedCommunicator(mesh, mesh.coordinates(self.rank), groups, seed)
         self.comm.device = device
@@ -222,6 +219,11 @@ def _interpret(module: fx.GraphModule, inputs: Sequence[Any], watch: Watch) -> l
             result = super().run_node(n)
             watch(n, [result])
             return result
+
+        def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+            # As if it were not recomputed, so that its values are seen, and their gradients kept.
+            part: Any = module.get_submodule(target)
+            return tuple(_interpret(part.part, args, watch))
 
     return list(Shown(module).run(*inputs))
 

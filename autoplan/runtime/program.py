@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import fx
 
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
+from autoplan.runtime.recompute import parts_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
     layout: Layout
+    requires_grad: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,15 @@ class Program:
     """What the rank at `coordinates` runs.
 
     prologue(comm, *parameters, *state) -> values: boxing that depends on parameters only.
-    body(comm, *values, *buffers, *inputs) -> outputs, new buffers: one microbatch; the loss and
-        buffers whole, other outputs as they lie.
+    body(comm, *values, *buffers, *inputs, *received) -> outputs, sent, new buffers: one microbatch;
+        the loss and buffers whole, other outputs as they lie.
     epilogue(comm, *outputs) -> outputs: every output whole on every rank.
 
     `parameters` are in storage layout, `state` are constants and buffers that stay as they are,
     `updates` are buffers that the body reads and changes, whole on every rank. `inputs` name
-    the flat positions of the model's arguments. `outputs` has, per flat output of the model, the
-    position among the body's outputs, or a plain value.
+    the flat positions of the model's arguments. A pipeline stage gets `received` from the stage
+    before it and gives `sent` to the next one, local tensors as they lie. `outputs` has, per flat
+    output of the model, the position among the body's outputs, or a plain value.
     """
 
     mesh: Mesh
@@ -50,12 +53,22 @@ class Program:
     prologue: fx.GraphModule
     body: fx.GraphModule
     epilogue: fx.GraphModule
+    received: tuple[TensorSpec, ...] = ()
+    sent: tuple[TensorSpec, ...] = ()
+
+    def parted(self, results: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """What the body returned: outputs, values that are sent on, new buffers."""
+        buffers = len(results) - len(self.updates)
+        sent = buffers - len(self.sent)
+        return list(results[:sent]), list(results[sent:buffers]), list(results[buffers:])
 
     @property
     def code(self) -> str:
-        """Python text of the three parts, each line with its module path and layout."""
+        """Python text of the parts, recomputed ones last, each line with module path and layout."""
         parts = (("prologue", self.prologue), ("body", self.body), ("epilogue", self.epilogue))
-        return "\n\n".join(annotated_code(name, module) for name, module in parts) + "\n"
+        again = parts_of(self.body)
+        texts = [annotated_code(name, module) for name, module in (*parts, *again)]
+        return "\n\n".join(texts) + "\n"
 
 
 @dataclass(frozen=True)

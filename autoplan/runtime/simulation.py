@@ -23,6 +23,7 @@ from autoplan.runtime.communicator import (
     read_step,
 )
 from autoplan.runtime.exchange import Exchange, read_exchange
+from autoplan.runtime.recompute import run_again_in_backward
 from autoplan.runtime.wire import pad
 
 Values = list[Any]
@@ -79,6 +80,9 @@ class Simulator:
                 pairs = zip(nodes, environments, strict=True)
                 per_rank = [fx.node.map_arg(n.args[0], e.__getitem__) for n, e in pairs]
                 return [list(values) for values in zip(*per_rank, strict=True)]
+            elif first.op == "call_module":
+                parts = [module.get_submodule(str(first.target)) for module in modules]
+                results = self._recomputed(parts, _arguments(nodes, environments), watch)
             else:
                 results = self._call(nodes, environments)
             for node, environment, result in zip(nodes, environments, results, strict=True):
@@ -89,11 +93,24 @@ class Simulator:
                 watch(first, results)
         raise RuntimeError("a program part has no output node.")
 
+    def _recomputed(
+        self,
+        parts: Sequence[Any],
+        calls: Sequence[tuple[Any, Any]],
+        watch: Callable[[fx.Node, Values], None] | None,
+    ) -> Values:
+        """A recomputed part on every rank; where somebody watches, as if it were not."""
+        modules = [part.part for part in parts]
+
+        def run(*flat: Any) -> tuple[Any, ...]:
+            outputs = self.run(modules, _columns(flat, len(modules)), watch)
+            return tuple(zip(*outputs, strict=True))
+
+        flat = [value for args, _ in calls for value in args[1:]]
+        return list(run(*flat) if watch else run_again_in_backward(run, self.comms, flat))
+
     def _call(self, nodes: Sequence[fx.Node], environments: Sequence[dict[fx.Node, Any]]) -> Values:
-        calls: list[tuple[Any, Any]] = []
-        for node, environment in zip(nodes, environments, strict=True):
-            look = environment.__getitem__
-            calls.append((fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look)))
+        calls = _arguments(nodes, environments)
         first = nodes[0]
         if first.op == "call_method":
             if first.target == "box":
@@ -195,6 +212,23 @@ class Simulator:
                 else:
                     results[rank] = _part(name, whole, steps[rank], parts, index)
         return results
+
+
+def _arguments(
+    nodes: Sequence[fx.Node], environments: Sequence[dict[fx.Node, Any]]
+) -> list[tuple[Any, Any]]:
+    """Positional and named arguments of a node on every rank."""
+    looks = [environment.__getitem__ for environment in environments]
+    return [
+        (fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look))
+        for node, look in zip(nodes, looks, strict=True)
+    ]
+
+
+def _columns(flat: Sequence[Any], ranks: int) -> list[Values]:
+    """Values given rank by rank, as rows of one value a rank."""
+    length = len(flat) // ranks
+    return [list(flat[position::length]) for position in range(length)]
 
 
 def _rows(flat: Sequence[Any], length: int) -> list[Values]:

@@ -294,7 +294,7 @@ class Certificate:
     bound: float
     gap: float
     seconds: float
-    status: Literal["optimal", "time limit"]
+    status: Literal["optimal", "time limit", "not proven"]
     num_variables: int
     num_binaries: int
     num_variables_after_reduction: int

@@ -11,6 +11,7 @@ from autoplan.annotate import annotate
 from autoplan.describe import site_keys
 from autoplan.errors import LayoutError
 from autoplan.hints import Hint
+from autoplan.layouts import Layout
 from autoplan.plan import Plan
 from autoplan.registry import rules_in_force
 from autoplan.search import hints_on
@@ -45,6 +46,27 @@ def explain(plan: Plan, origin: Origin | None, path: str) -> str:
     lines += _caused(caused(question, given.choices, inside))
     lines += _otherwise(plan, origin, question, given, inside)
     return "\n".join(lines) + "\n"
+
+
+def explain_in_stages(plan: Plan, path: str) -> str:
+    """`explain` of every stage of a pipeline that holds `path`; its times are of that stage."""
+    pipeline = plan.pipeline
+    assert pipeline is not None
+    _place(plan, path)
+    texts = []
+    for number, (stage, row) in enumerate(zip(plan.stages, pipeline.stages, strict=True)):
+        if _holds(stage, path):
+            where = f"stage {number} of {len(plan.stages)}, on ranks {list(row.ranks)}"
+            texts.append(f"{where}; a step is this stage's part of it\n{stage.explain(path)}")
+    return "\n".join(texts)
+
+
+def _holds(plan: Plan, path: str) -> bool:
+    try:
+        _place(plan, path)
+    except LayoutError:
+        return False
+    return True
 
 
 # -- what the plan itself says -------------------------------------------------------------------
@@ -178,6 +200,7 @@ def _forbidden(plan: Plan, origin: Origin, question: Question, at: int) -> Itera
     free = annotate(
         origin.captured, plan.mesh, rules_in_force(), (), request.local_inputs,
         [each.name for each in question.annotated.sites if each.kind == "box"],
+        {name: Layout.parse(text) for name, text in plan.wires.items()},
     )  # fmt: skip
     every = dict(zip(site_keys(free), free.sites, strict=True))[question.keys[at]].candidates
     site = question.annotated.sites[at]

@@ -13,6 +13,7 @@ from autoplan.annotate import annotate
 from autoplan.batch import arguments_without_batch
 from autoplan.capture import Captured
 from autoplan.errors import ConfigError
+from autoplan.layouts import Layout
 from autoplan.parallel import MeshChoice
 from autoplan.plan import Plan
 from autoplan.planfiles.fitting import annotate_as
@@ -83,11 +84,11 @@ class Origin:
 
     def question(self, plan: Plan) -> Question:
         """What `plan` answers, on its mesh and within its memory limit; asked once."""
-        key = plan.mesh, plan.memory_limit_bytes
+        key = plan.mesh, plan.memory_limit_bytes, plan.recomputed, *plan.wires.items()
         if key not in self._questions:
             asked = self.ask(plan, self.captured)
             if asked.choices_of(plan.choices) is None:  # a plan file's, on a model without hints
-                asked = pose(annotate_as(self.captured, plan), asked.request)
+                asked = pose(annotate_as(self.captured, plan), asked.request, plan.recomputed)
             self._questions[key] = asked
         return self._questions[key]
 
@@ -97,8 +98,11 @@ class Origin:
         mesh = plan.mesh
         choice = next((each for each in request.meshes if each.mesh == mesh), MeshChoice(mesh))
         hints = hints_on(captured, request, choice)
-        annotated = annotate(captured, mesh, rules_in_force(), hints, request.local_inputs)
-        return pose(annotated, request)
+        wires = {name: Layout.parse(text) for name, text in plan.wires.items()}
+        annotated = annotate(
+            captured, mesh, rules_in_force(), hints, request.local_inputs, wires=wires
+        )
+        return pose(annotated, request, plan.recomputed)
 
     def answer(self, plan: Plan) -> tuple[Question, Answer]:
         """The question of `plan`, and the plan as its answer; ConfigError where it is another's."""

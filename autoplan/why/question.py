@@ -15,9 +15,12 @@ from autoplan.describe import site_keys
 from autoplan.formulate import formulate
 from autoplan.memory.liveness import timeline_of
 from autoplan.memory.peak import memory_at_peak
+from autoplan.memory.schedule import Block
 from autoplan.memory.timeline import Timeline
 from autoplan.memory.within_memory import fastest_that_fits, repeated_classes
 from autoplan.pricing import Pricer
+from autoplan.recompute.blocks import blocks_of
+from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
 from autoplan.sites import Annotated
 from autoplan.solver import Problem, restrict
@@ -54,10 +57,11 @@ class Question:
     pricer: Pricer
     problem: Problem
     timeline: Timeline
+    recomputed: tuple[Block, ...] = ()
 
     def with_cluster(self, cluster: Cluster) -> Question:
         """The same question on other hardware."""
-        return pose(self.annotated, replace(self.request, cluster=cluster))
+        return pose(self.annotated, replace(self.request, cluster=cluster), self._names)
 
     def within(self, memory_bytes: int) -> Question:
         """The same question with another memory limit."""
@@ -125,6 +129,10 @@ class Question:
         answer = self.price(found.solution.choices, found.solution.certificate.gap)
         return replace(answer, moments=found.moments)
 
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(block.name for block in self.recomputed)
+
     def _classes(self, kept: Kept) -> list[Hashable] | None:
         """Repeated blocks, but for those that `kept` speaks of: these are blocks of their own."""
         classes = repeated_classes(self.annotated)
@@ -138,12 +146,18 @@ class Question:
         ]
 
 
-def pose(annotated: Annotated, request: Request) -> Question:
-    """The question of `request` on annotated sites."""
+def pose(annotated: Annotated, request: Request, recomputed: Sequence[str] = ()) -> Question:
+    """The question of `request` on annotated sites, with the blocks `recomputed` that a plan has.
+
+    They stay: what is asked is how the layouts would change.
+    """
     pricer = request.pricer(annotated.mesh)
+    blocks = blocks_of(annotated, pricer, recomputed) if recomputed else ()
     problem = formulate(annotated, pricer, request.whole_outputs)
+    problem = SecondRuns(annotated, pricer).added_to(problem, blocks)
+    timeline = timeline_of(annotated, pricer, blocks)
     keys = tuple(site_keys(annotated))
-    return Question(annotated, keys, request, pricer, problem, timeline_of(annotated, pricer))
+    return Question(annotated, keys, request, pricer, problem, timeline, blocks)
 
 
 def _block(path: str) -> str:

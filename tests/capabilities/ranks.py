@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.distributed.tensor import DTensor
 
 import autoplan
+from autoplan.replay import Emitted
 from tests.end_to_end.training import error, own_rows
 from tests.models import (
     Example,
@@ -44,32 +45,36 @@ def hold(model: nn.Module, example: Example, **options: Any) -> list[Held]:
         module = autoplan.parallelize(model, args, kwargs, training=False, **options)
         seen = local_values(module, example)
         out = module(*args, **kwargs)
-    ranks = len(next(iter(seen.values())))
-    weights = [weight_shapes(module, rank) for rank in range(ranks)]
     return [
         Held(
             {path: tuple(values[rank].shape) for path, values in seen.items()},
-            weights[rank],
+            weight_shapes(module, rank),
             error(out, truth),
             tuple(out.shape),
             str(module.plan.mesh),
         )
-        for rank in range(ranks)
+        for rank in next(iter(seen.values()))
     ]
 
 
-def local_values(module: autoplan.ParallelModule, example: Example) -> dict[str, list[Tensor]]:
-    """By module path the last result inside the body, one tensor for each rank present here."""
-    [entry] = module._entries.values()
-    sites = entry.planned.annotated.sites
-    values: dict[str, list[Tensor]] = {}
+def local_values(module: autoplan.ParallelModule, example: Example) -> dict[str, dict[int, Tensor]]:
+    """By module path the last result, by rank of the job, of those present here."""
+    entry = module._first
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    emitted = Emitted(module, entry, {**buffers, **module.full_state_dict()}, example, False)
+    values: dict[str, dict[int, Tensor]] = {}
 
-    def watch(node: fx.Node, results: list[Any]) -> None:
-        at = node.meta.get("site")
-        if at is not None and isinstance(results[0], Tensor):
-            values[sites[at].path] = results
+    def watch(number: int, node: fx.Node, results: list[Any]) -> None:
+        stage, at = entry.stages[number], node.meta.get("site")
+        if at is None or not isinstance(results[0], Tensor):
+            return
+        site = stage.planned.annotated.sites[at]
+        first = stage.rank * module._ranks_per_stage
+        ranks = (first + rank for rank in module._executors[stage.rank].ranks)
+        if site.kind != "parameter":
+            values[site.path] = dict(zip(ranks, results, strict=True))
 
-    module._body(entry, module._prologue(entry), example, watch)
+    emitted.run(module._steps, watch)
     return values
 
 
@@ -187,15 +192,22 @@ def models_on_four(rank: int) -> dict[str, str]:
     options: dict[str, dict[str, Any]] = {
         "16 data": {"parallel": {"data": 4}},
         "16 tensor": {"parallel": {"tensor": {"size": 4, "mode": "1d"}}},
+        "16 pipeline": {"parallel": {"pipeline": 4}},
     }
     said = {
-        row: verified(seeded(gpt2, dropout=0.1), example, devices=4, **given)
+        row: verified(seeded(gpt2, dropout=0.1, n_layer=4), example, devices=4, **given)
         for row, given in options.items()
     }
     ideal: dict[str, Any] = {"cluster": ideal_cluster(4), "parallel": {"mesh": {"a": 2, "b": 2}}}
     said["A"] = verified(seeded(FreeParameters), sequence_batch(6), devices=4, **ideal)
     said["B"] = verified(seeded(Mlp), vector_batch(6), steps=3, devices=4, preset="fsdp")
     return said
+
+
+def recomputed_on_two(rank: int) -> str:
+    """Row 12: what verify says of a model whose blocks are recomputed, on real ranks."""
+    options: dict[str, Any] = {"preset": "megatron", "recompute": True}
+    return verified(seeded(gpt2, 0.1, n_layer=2), language_batch(), steps=2, devices=2, **options)
 
 
 def verified(model: nn.Module, example: Example, steps: int = 0, **options: Any) -> str:

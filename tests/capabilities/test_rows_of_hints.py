@@ -1,8 +1,5 @@
-"""Rows 3, 20 and E of the capability table, and of row 5 what needs no pipeline.
-
-There is one stage until pipelines are planned: a stage hint is read and checked, but places nothing
-yet, and `pipeline=2` counts in the inferred data size, but is refused then.
-"""
+"""Rows 3, 20 and E of the capability table, and of row 5 what needs no pipeline: without one there
+is one stage, so that a stage hint is read and checked, and holds already."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import torch
 
 import autoplan
 from autoplan import B, ConfigError, HintError, InfeasibleError, S
+from autoplan.request import make_request
 from tests.capabilities.hint_ranks import GRID, WRITTEN, Mlp, inside, on_four, written
 from tests.capabilities.ranks import Held
 from tests.models import gpt2, language_batch
@@ -131,12 +129,14 @@ def test_row_20_the_data_size_is_inferred(
 
 
 def test_row_20_a_pipeline_counts_in_what_is_inferred() -> None:
-    """Tensor 2, pipeline 2 on 8 devices leave data 2; the stages themselves are not planned yet."""
+    """Tensor 2, pipeline 2 on 8 devices leave data 2."""
     parallel = {"tensor": {"size": 2, "mode": "1d"}, "pipeline": 2}
-    with pytest.raises(
-        ConfigError, match=r"data 2 x tensor 2 x pipeline 2 = 8 devices.*not planned"
-    ):
-        plan_mlp(devices=8, parallel=parallel)
+    request = make_request(8, "cpu", parallel)
+    assert [str(choice.mesh) for choice in request.meshes] == ["data 2 x tensor 2"]
+    assert request.num_stages == 2
+    plan = plan_mlp(devices=8, parallel=parallel)
+    sizes = dict(zip(plan.axes, plan.sizes, strict=True))
+    assert (sizes["data"], sizes["tensor"]) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,9 @@ def test_row_20_a_pipeline_counts_in_what_is_inferred() -> None:
         ({"data": 3, "tensor": {"size": 2, "mode": "1d"}}, r"data 3 x tensor 2 = 6 devices.*=8"),
         ({"data": 2, "tensor": {"size": 2, "mode": "1d"}, "pipeline": 4},
          r"data 2 x tensor 2 x pipeline 4 = 16 devices.*devices=8"),
+        ({"pipeline": 3}, r"pipeline size 3 does not divide 8.*9 devices"),
+        ({"pipeline": 4, "data": 4}, r"data 4 x tensor 1 x pipeline 4 = 16 devices.*devices=8"),
+        ({"pipeline": 4, "mesh": {"a": 4}}, r"a 4 x pipeline 4 = 16 devices.*devices=8"),
         ({"data": 16}, r"data 16 x tensor 1 = 16 devices.*devices=8"),
     ],
 )  # fmt: skip

@@ -1,8 +1,4 @@
-"""Rows 14, 16, A, B and D of the capability table, simulated and on real gloo ranks.
-
-Pipelines are not planned yet: row 16 shows its data and tensor modes, row D its ranks without
-stages.
-"""
+"""Rows 14, 16, A, B and D of the capability table, simulated and on real gloo ranks."""
 
 from __future__ import annotations
 
@@ -77,14 +73,17 @@ def test_row_14_model_zoo_at_other_sizes(name: str) -> None:
 MODES: dict[str, dict[str, Any]] = {
     "data": {"data": 8},
     "tensor": {"tensor": {"size": 8, "mode": "1d"}},
+    "pipeline": {"pipeline": 8},
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_row_16_pure_modes_on_8(mode: str) -> None:
-    """Pure data and pure tensor parallelism; a pure pipeline is not planned yet."""
+    """Pure data, tensor and pipeline parallelism; a pipeline of 8 has a block for each stage."""
     torch.manual_seed(0)
-    model, (args, kwargs) = gpt2(n_head=8, n_embd=32, dropout=0.1), language_batch(8, 7)
+    layers = 8 if mode == "pipeline" else 1
+    model = gpt2(n_head=8, n_embd=32, n_layer=layers, dropout=0.1)
+    args, kwargs = language_batch(8, 7)
     module = autoplan.parallelize(model, args, kwargs, devices=8, parallel=MODES[mode])
     found = module.verify(args, kwargs, steps=3)
     assert found.ok, str(found)
@@ -94,6 +93,10 @@ def test_row_16_pure_modes_on_8(mode: str) -> None:
     hidden = plan.tensor("transformer.h.0.mlp.c_fc")
     if mode == "data":  # the plan may store weights in shards
         assert hidden.local_shape == (1, 7, 128)
+    elif mode == "pipeline":
+        assert plan.pipeline is not None
+        assert [stage.ranks for stage in plan.pipeline.stages] == [(rank,) for rank in range(8)]
+        assert plan.pipeline.size == len(plan.stages) == 8
     else:
         assert weight.local_shape == (32, 16)
         assert hidden.local_shape == (8, 7, 16)

@@ -38,9 +38,10 @@ def line_of(text: str) -> str:
 
 @pytest.mark.parametrize(
     "layout",
-    ["S(1)", "(B, S(-2))", "!S", "S(0)|B", {"tensor": "!P"}, S(0), (S(0), B), Prefer("S(1)", ms=1)],
+    ["S(1)", "(B, S(-2))", "!S", "S(0)|B", {"tensor": "!P"}, S(0), (S(0), B), Prefer("S(1)", ms=1),
+     "stage: 3", {"stage": -1}],
     ids=str,
-)
+)  # fmt: skip
 def test_in_eager_mode_it_returns_its_argument(layout: Any) -> None:
     x = torch.randn(3, 4, requires_grad=True)
     y = x * 2
@@ -60,7 +61,8 @@ def test_in_eager_mode_it_returns_its_argument(layout: Any) -> None:
         (torch.zeros(()), "(B, S(0))", r"S\(0\) splits a scalar"),
         (torch.zeros(2, 2), "use: B", r"'use' is for the paths of parameters"),
         (torch.zeros(2, 2), {"op": "i"}, r"'op' is for the paths of parameters"),
-        (torch.zeros(2, 2), "stage: 3", r"the plan has 1 stage"),
+        (torch.zeros(2, 2), "stage: first", r"a stage is a whole number"),
+        (torch.zeros(2, 2), "stage: 1 ~ 1 ms", r"a stage has no price"),
         (torch.zeros(2, 2), None, r"cannot read None as a layout"),
         (3, "B", r"it pins a tensor, got int"),
     ],
@@ -83,6 +85,7 @@ def test_a_bad_layout_raises_at_planning_too() -> None:
         ("(B, S(0), B)", r"has 3 entries, the mesh a 2 x b 2 has 2"),
         ("c=S(0)", r"names axis 'c'; the axes are \['a', 'b'\]"),
         ("!S & !B & !P", r"leaves '' no layout|leaves 'fc' no layout"),
+        ("stage: 3", r"the plan has 1 stage, so that a stage is 0 or -1, got 3"),
     ],
 )
 def test_what_the_mesh_refuses_names_the_line(layout: str, message: str) -> None:

@@ -1,0 +1,1 @@
+"""Recomputation: blocks that keep nothing for backward, which runs their forward a second time."""

@@ -1,0 +1,135 @@
+"""Choose: layouts and recomputed blocks together, within the memory limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from autoplan.memory.peak import memory_at_peak
+from autoplan.memory.schedule import Block
+from autoplan.memory.within_memory import Case, TooLittleMemoryError, solve_within_memory
+from autoplan.pipelining.pieces import pieces_of
+from autoplan.plan import Memory
+from autoplan.pricing import Pricer
+from autoplan.recompute.blocks import blocks_of, named_blocks
+from autoplan.recompute.pricing import SecondRuns
+from autoplan.recompute.select import cheapest_blocks
+from autoplan.request import Request
+from autoplan.sites import Annotated
+from autoplan.solver import Solution
+from autoplan.solver.problem import relative_gap
+
+_ROUNDS = 3
+_LEAST_TIME_S = 0.5
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The fastest choices that were found, their peak, and the blocks that they recompute."""
+
+    solution: Solution
+    memory: Memory
+    recomputed: tuple[Block, ...] = ()
+
+
+def solve_recomputing(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
+    """The fastest choices within memory, with the blocks that the request asks to recompute.
+
+    "auto": none where the fastest choices fit. Otherwise the cheapest blocks that make the fastest
+    choices fit are found, and layouts are solved again with these; the faster of this and of the
+    best without is taken. No plan is faster than the fastest whatever the memory, and one that
+    recomputes takes the second run of some block longer: that is the bound. Raises InfeasibleError
+    as `solve_within_memory` does.
+    """
+    if request.recompute == "none" or not request.setting.training:
+        return Chosen(*solve_within_memory(annotated, pricer, request))
+    names = named_blocks(pieces_of(annotated.captured), request.recompute)
+    if names is not None:
+        blocks = blocks_of(annotated, pricer, names)
+        return Chosen(*solve_within_memory(annotated, pricer, request, blocks), blocks)
+    return _where_memory_asks(annotated, pricer, request)
+
+
+def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
+    deadline = time.perf_counter() + request.time_limit_s
+    case = Case.of(annotated, pricer, request)
+    fastest = case.fastest(request.time_limit_s)
+    memory = memory_at_peak(case.timeline, fastest.choices)
+    if case.timeline.totals(fastest.choices).max() <= request.memory_bytes:
+        return Chosen(fastest, memory)
+    blocks = _candidates(annotated, pricer)
+    least_s = min((SecondRuns(annotated, pricer).least_s(block) for block in blocks), default=0.0)
+    bound = fastest.certificate.bound + least_s
+    best: Chosen | None = None
+    failure: TooLittleMemoryError | None = None
+    try:
+        half = time.perf_counter() + (deadline - time.perf_counter()) / (2 if blocks else 1)
+        solution = case.fastest_that_fits(half, fastest).solution
+        best = Chosen(solution, memory_at_peak(case.timeline, solution.choices))
+        if not blocks or solution.certificate.objective <= bound:
+            return best
+        bound = min(bound, solution.certificate.bound)
+    except TooLittleMemoryError as error:
+        if not blocks:
+            raise
+        failure, bound = error, min(bound, error.bound)
+    choices: Sequence[int] = fastest.choices
+    tried: set[frozenset[str]] = set()
+    for _ in range(_ROUNDS):
+        again = cheapest_blocks(annotated, pricer, blocks, choices, float(request.memory_bytes))
+        again = blocks if again is None else again
+        names = frozenset(block.name for block in again)
+        if names in tried or not names:
+            break
+        tried.add(names)
+        found = _with(again, annotated, pricer, request, deadline)
+        if isinstance(found, TooLittleMemoryError):
+            failure = found
+            continue
+        choices = found.solution.choices
+        if best is None or _time_s(found) < _time_s(best) * (1 - 1e-9):
+            best = found
+    if best is None:
+        assert failure is not None
+        raise TooLittleMemoryError(str(failure), failure.leanest, bound) from failure
+    return _bounded(best, bound, request.gap)
+
+
+def _candidates(annotated: Annotated, pricer: Pricer) -> tuple[Block, ...]:
+    """The numbered blocks that keep anything for backward."""
+    names = named_blocks(pieces_of(annotated.captured), "all")
+    return blocks_of(annotated, pricer, names)
+
+
+def _with(
+    blocks: Sequence[Block],
+    annotated: Annotated,
+    pricer: Pricer,
+    request: Request,
+    deadline: float,
+) -> Chosen | TooLittleMemoryError:
+    """The fastest choices that fit with these blocks recomputed, or why there are none."""
+    # A half, so that some is left for other blocks, which the layouts found here may ask for.
+    left_s = max(_LEAST_TIME_S, (deadline - time.perf_counter()) / 2)
+    request = replace(request, time_limit_s=left_s)
+    try:
+        found = solve_within_memory(annotated, pricer, request, blocks)
+    except TooLittleMemoryError as error:
+        return error
+    return Chosen(*found, tuple(blocks))
+
+
+def _time_s(chosen: Chosen) -> float:
+    return chosen.solution.certificate.objective
+
+
+def _bounded(best: Chosen, bound: float, gap: float) -> Chosen:
+    """The best with the bound of all choices of blocks."""
+    proof = best.solution.certificate
+    bound = min(bound, proof.objective)
+    distance = relative_gap(proof.objective, bound)
+    proof = replace(proof, bound=bound, gap=distance)
+    if distance > gap and proof.status == "optimal":
+        proof = replace(proof, status="not proven")
+    return replace(best, solution=replace(best.solution, certificate=proof))

@@ -1,0 +1,117 @@
+"""Peaks of the stages of a pipeline on real ranks: what `test_pipeline_memory` runs on each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import autoplan
+from autoplan.runtime.stage_step import StageStep
+from tests.end_to_end.peaks import MODELS, Case, Outcome
+from tests.runtime.live_bytes import LiveBytes
+
+_MEASURED = 3
+"""Steps."""
+
+
+@dataclass(frozen=True)
+class StageOutcome(Outcome):
+    """One case on one rank. in_flight: of its stages, the most microbatches that it held.
+
+    planned_in_flight: what the plan says of the same stages.
+    """
+
+    in_flight: dict[int, int]
+    planned_in_flight: dict[int, int]
+
+
+def pipeline(
+    model: str,
+    size: str,
+    schedule: str,
+    stages: int,
+    microbatches: int,
+    beside: dict[str, Any] | None = None,
+    cut: list[int] | None = None,
+    **options: Any,
+) -> Case:
+    """A model of two layers a stage, cut into `stages` on as many pipeline ranks a chunk.
+
+    beside: what `parallel` says besides the pipeline. cut: the stage map.
+    """
+    chunks = 1 if schedule in ("gpipe", "1f1b") else 2
+    own: dict[str, Any] = {"size": stages // chunks, "schedule": schedule}
+    if cut is not None:
+        own["stage_map"] = cut
+    parallel = {"pipeline": own, "data": 1}
+    given = {"parallel": {**parallel, **(beside or {})}, "microbatches": microbatches, **options}
+    more = "".join(f", {key} {value}" for key, value in {**(beside or {}), **options}.items())
+    name = f"{schedule} of {stages} stages, {microbatches} microbatches{more}"
+    return Case(model, size, given, name, layers=max(4, stages), batches=microbatches)
+
+
+def measure_stages(rank: int, cases: Sequence[Case]) -> list[StageOutcome]:
+    """All cases, one after the other, on this rank."""
+    return [_measure(case) for case in cases]
+
+
+def _measure(case: Case) -> StageOutcome:
+    """As `peaks.measure_one`: the least peak of some steps after the first."""
+    torch.manual_seed(0)
+    model, (args, kwargs) = MODELS[case.model](case)
+    world_size = dist.get_world_size()
+    module = autoplan.parallelize(
+        model, args, kwargs, devices=world_size, cluster="cpu", **case.options
+    )
+    del model
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    with _counted() as most:
+        module.train_step(args, kwargs)
+    optimizer.step()
+    optimizer.zero_grad()
+    held = [*module.parameters(), *module.buffers(), optimizer.state_dict()["state"], args, kwargs]
+    peaks = []
+    for _ in range(_MEASURED):
+        with LiveBytes(held) as meter:
+            meter.mark("train_step")
+            module.train_step(args, kwargs)
+            meter.mark("optimizer")
+            optimizer.step()
+        optimizer.zero_grad()
+        peaks.append(meter.peak())
+    peak, plan = min(peaks, key=lambda each: each.num_bytes), module.plan
+    rows = plan.pipeline.stages
+    here = {n: row for n, row in enumerate(rows) if dist.get_rank() in row.ranks}
+    said = "\n".join(f"stage {n}: {plan.stages[n].memory}" for n in here)
+    (predicted,) = {row.rank_peak_memory_bytes for row in here.values()}
+    return StageOutcome(
+        peak.num_bytes,
+        predicted,
+        f"{said}\n{peak.table(30)}",
+        dict(most),
+        {n: row.in_flight for n, row in here.items()},
+    )
+
+
+@contextmanager
+def _counted() -> Iterator[Counter[int]]:
+    """Of every stage, the most microbatches that it holds at once while this is in force."""
+    most: Counter[int] = Counter()
+    forward = StageStep.forward
+
+    def counted(step: StageStep, *args: Any, **kwargs: Any) -> Any:
+        result = forward(step, *args, **kwargs)
+        most[step.number] = max(most[step.number], step.in_flight)
+        return result
+
+    StageStep.forward = counted  # type: ignore[method-assign]
+    try:
+        yield most
+    finally:
+        StageStep.forward = forward  # type: ignore[method-assign]

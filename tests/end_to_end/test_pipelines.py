@@ -1,0 +1,94 @@
+"""Pipelines on real ranks train as one device does: every schedule, alone and with others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.piping import Case, Outcome, everything, train
+from tests.runtime.launch import run_ranks
+
+TOLERANCE = 1e-9
+MODELS = ("gpt2", "bert", "t5", "resnet")
+SCHEDULES = (
+    "naive",
+    "gpipe",
+    "1f1b",
+    "interleaved-1f1b",
+    "zero-bubble",
+    "zbv",
+    "dualpipev",
+)
+TENSOR = {"size": 2, "mode": "free"}
+BESIDE: dict[str, dict[str, Any]] = {
+    "alone": {"data": 1},
+    "with data": {"data": 2},
+    "with tensor": {"tensor": TENSOR},
+}
+
+
+def case(model: str, schedule: str, size: int, beside: str) -> Case:
+    """As many microbatches as the schedule needs."""
+    microbatches = 1 if schedule == "naive" else 8 if schedule == "dualpipev" and size > 2 else 4
+    pipeline = {"size": size, "schedule": schedule}
+    name = f"{schedule} on {size} {beside}"
+    return Case(model, {"pipeline": pipeline, **BESIDE[beside]}, microbatches, name=name)
+
+
+def on_four(model: str) -> list[Case]:
+    """A model under each schedule, in turns alone, with data and with tensor parallelism."""
+    turns = [(4, "alone"), (2, "with data"), (2, "with tensor")]
+    first = MODELS.index(model)
+    cases = [case(model, name, *turns[(first + n) % 3]) for n, name in enumerate(SCHEDULES)]
+    return [replace(each, calls=n in (0, 5)) for n, each in enumerate(cases)]
+
+
+def check(case: Case, outcomes: list[Outcome]) -> None:
+    """Every rank is where one device is."""
+    for each in outcomes:
+        assert max(each.loss_errors) < TOLERANCE, case
+        assert max(each.gradient_errors.values()) < TOLERANCE, (case, each.gradient_errors)
+        assert max(each.norm_errors, default=0.0) < TOLERANCE, case
+        assert max(each.state_errors.values()) < TOLERANCE, (case, each.state_errors)
+        assert each.call_error < TOLERANCE, case
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_four_ranks_train_as_one_device_does(model: str) -> None:
+    cases = on_four(model)
+    for each, outcomes in zip(
+        cases, zip(*run_ranks(everything, 4, cases, timeout_s=290.0), strict=True), strict=True
+    ):
+        check(each, list(outcomes))
+        held = [set(rank.held) for rank in outcomes]
+        assert held[0] != held[-1]  # parameters of other stages are not here
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_simulated_ranks_train_as_one_device_does(model: str) -> None:
+    each = replace(case(model, "zbv", 2, "with data"), calls=True, clip=0.5)
+    check(each, [train(each)])
+
+
+def test_gradients_are_clipped_over_all_stages() -> None:
+    cases = [replace(case(model, "1f1b", 2, "with data"), clip=0.5) for model in ("gpt2", "resnet")]
+    ranks = run_ranks(everything, 4, cases)
+    for each, outcomes in zip(cases, zip(*ranks, strict=True), strict=True):
+        assert outcomes[0].norm_errors
+        check(each, list(outcomes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_schedule_in_every_company(model: str, schedule: str) -> None:
+    company = [(4, "alone"), (2, "with data"), (2, "with tensor")]
+    cases = [case(model, schedule, *each) for each in company]
+    for each, outcomes in zip(
+        cases, zip(*run_ranks(everything, 4, cases), strict=True), strict=True
+    ):
+        check(each, list(outcomes))
+    two = [case(model, schedule, 2, "alone")]
+    check(two[0], [rank[0] for rank in run_ranks(everything, 2, two)])
