@@ -278,17 +278,13 @@ class _Annotator:
 
     def _outputs(self) -> tuple[tuple[Any, ...], int | None]:
         outputs: list[Any] = []
-        loss: int | None = None
-        for position, each in enumerate(self.captured.output_nodes):
+        for each in self.captured.output_nodes:
             if not isinstance(each, fx.Node):
                 outputs.append(each)
                 continue
             meta = node_meta(each)
             outputs.append((self._value(each), meta))
-            scalar = meta.shape == () and meta.requires_grad
-            if loss is None and scalar and not self.captured.loss_elsewhere:
-                loss = position
-        return tuple(outputs), loss
+        return tuple(outputs), self.captured.loss_position
 
 
 def _num_readers(node: fx.Node, output: int, num_outputs: int) -> int:

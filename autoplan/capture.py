@@ -84,6 +84,8 @@ class Captured:
     """Nodes whose values a pipeline stage passes on, between the outputs and the new buffers."""
     loss_elsewhere: bool = False
     """Whether the loss of the model is another stage's output."""
+    beside_loss: frozenset[str] = frozenset()
+    """Nodes that a stage receives or sends and the loss does not depend on."""
 
     @property
     def output_nodes(self) -> tuple[Any, ...]:
@@ -107,6 +109,29 @@ class Captured:
         if len(nodes) == 1:
             return {"output": nodes[0]} if isinstance(nodes[0], fx.Node) else {}
         return {f"output.{i}": each for i, each in enumerate(nodes) if isinstance(each, fx.Node)}
+
+    @property
+    def loss_position(self) -> int | None:
+        """The flat output that is the loss: the one called so, else the first scalar.
+
+        It is differentiable; None where no output is, or where another pipeline stage has it.
+        """
+        if self.loss_elsewhere:
+            return None
+        scalars = [
+            position
+            for position, each in enumerate(self.output_nodes)
+            if isinstance(each, fx.Node)
+            and each.meta["val"].ndim == 0
+            and each.meta["val"].is_floating_point()
+            and each.meta.get("requires_grad")
+        ]
+        try:
+            tree = pytree.tree_unflatten(range(len(self.output_nodes)), self.out_spec)
+        except Exception:  # a class of the user's own, which takes no numbers
+            return min(scalars, default=None)
+        named = tree.get("loss") if isinstance(tree, Mapping) else getattr(tree, "loss", None)
+        return named if named in scalars else min(scalars, default=None)
 
     def inputs_of(self, kind: Kind) -> tuple[GraphInput, ...]:
         return tuple(each for each in self.inputs if each.kind == kind)

@@ -204,7 +204,8 @@ class _Emitter:
         site, layout = self.annotated.sites[at], self.chosen[at].outputs[0]
         meta = site.outputs[0]
         name = site.name.removesuffix(":sent")
-        return TensorSpec(name, meta.shape, meta.dtype, layout, meta.requires_grad)
+        reaches = name not in self.annotated.captured.beside_loss
+        return TensorSpec(name, meta.shape, meta.dtype, layout, meta.requires_grad, reaches)
 
     def _outputs(
         self,

@@ -181,7 +181,12 @@ class ParallelModule(PipedModule):
             )
         kwargs = {} if kwargs is None else kwargs
         check_arguments(args, kwargs)
-        parts = self._cut((tuple(args), dict(kwargs)), count)
+        example: Example = (tuple(args), dict(kwargs))
+        wanted = [] if forward_only else self._apart(example)
+        if wanted:
+            twins = {id(argument): twin for argument, twin in wanted}
+            example = pytree.tree_map(lambda leaf: twins.get(id(leaf), leaf), example)
+        parts = self._cut(example, count)
         asked = f"train_step(microbatches={count}, {outputs=}, {forward_only=})"
         entry = self._entry_for_call(parts[0], asked)
         if entry.loss is None:
@@ -212,6 +217,7 @@ class ParallelModule(PipedModule):
             self._steps += count
             if not forward_only:
                 backward([relay.anchor, *(root for step in steps for root in step.roots())])
+                self._give_gradients(wanted)
         loss = self._mean_loss(entry, steps)
         return StepResult(loss, self._trees(entry, feeds, relay, count) if outputs else None)
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.distributed.tensor import DTensor
+from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
 from autoplan.errors import ConfigError
 from autoplan.launch import distributed
@@ -16,6 +17,7 @@ from autoplan.layouts import B, Layout
 from autoplan.pipelining.schedules import Schedule, read_schedule
 from autoplan.placed import Place as Held
 from autoplan.planned import Entry, PlannedModule
+from autoplan.runtime.batches import Example
 from autoplan.runtime.links import Place, share
 from autoplan.runtime.pipeline import pipeline_place, run_in_memory
 from autoplan.runtime.program import Constant, TensorSpec
@@ -99,6 +101,22 @@ class PipedModule(PlannedModule):
             self._runners[schedule.name] = RankRunner(schedule, place)
         self._runners[schedule.name].run(steps, count, forward_only)
 
+    def _apart(self, example: Example) -> list[tuple[Tensor, Tensor]]:
+        """Arguments that want a gradient, and twins for this rank's own share of it."""
+        leaves = pytree.tree_leaves(example) if self._is_piped else []
+        wanted = {id(e): e for e in leaves if isinstance(e, Tensor) and e.requires_grad}
+        return [(each, each.detach().requires_grad_()) for each in wanted.values()]
+
+    def _give_gradients(self, wanted: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Sum the shares of all stages, and hand them on to the arguments; collective."""
+        for argument, twin in wanted:
+            total = torch.zeros_like(twin) if twin.grad is None else twin.grad.contiguous()
+            reached = torch.tensor(float(twin.grad is not None), device=total.device)
+            for each in (reached, total):
+                dist.all_reduce(each, group=self._piped_place.group)
+            if reached.item():
+                argument.backward(total)  # type: ignore[no-untyped-call]
+
     def _everywhere(self, entry: Entry, loss: Tensor | None) -> Tensor:
         """The loss, which the ranks of the last stage know, on every rank."""
         if self._is_piped:
@@ -121,8 +139,9 @@ class PipedModule(PlannedModule):
         counted = [g.grad for path, g in own.items() if self._counts_here(path)]
         total = nn.utils.get_total_norm(counted, norm_type)
         total = total.full_tensor() if isinstance(total, DTensor) else total
-        if self._is_piped:
-            total = _combined(total.to(self._live_executor.device), norm_type, self._piped_place)
+        if self._is_piped:  # in one type, or copies of a parameter would drift apart
+            total = total.to(self._live_executor.device, torch.float64)
+            total = _combined(total, norm_type, self._piped_place)
         nn.utils.clip_grads_with_norm_(own.values(), max_norm, total)
         return total
 
@@ -137,9 +156,9 @@ def _combined(norm: Tensor, norm_type: float, place: Place) -> Tensor:
     if norm_type == float("inf"):
         dist.all_reduce(norm, dist.ReduceOp.MAX, group=place.group)
         return norm
-    power = norm.double() ** norm_type
+    power = norm**norm_type
     dist.all_reduce(power, group=place.group)
-    result: Tensor = (power ** (1.0 / norm_type)).to(norm.dtype)
+    result: Tensor = power ** (1.0 / norm_type)
     return result
 
 

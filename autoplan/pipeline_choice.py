@@ -28,8 +28,10 @@ class PipelineChoice:
     meshes: tuple[tuple[MeshChoice, ...], ...] | None = None
     held: Mapping[str, int] = field(default_factory=dict)
     """The stage of each module, by path, when another form of arguments is planned."""
+    held_pieces: Mapping[str, int] = field(default_factory=dict)
+    """Then the stage of each piece of the first form, by name."""
     homes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Then the stages on whose ranks each parameter is."""
+    """Then the stages on whose ranks each parameter and buffer is."""
 
     @property
     def num_stages(self) -> int:

@@ -281,9 +281,18 @@ class PlannedModule(StatefulModule):
                         modules.setdefault(str(node.meta.get("path", "")), stage.number)
             homes = {
                 path: tuple(stage.number for stage in stages if stage.rank in place.homes)
-                for path, place in places.items()
+                for path, place in self._places.items()
             }
-            pipeline = replace(pipeline, stage_map=None, meshes=own, held=modules, homes=homes)
+            known = self._first.planned.plan.pipeline
+            assert known is not None
+            pipeline = replace(
+                pipeline,
+                stage_map=None,
+                meshes=own,
+                held=modules,
+                held_pieces=dict(zip(known.pieces, known.actual, strict=True)),
+                homes=homes,
+            )
         return replace(request, meshes=(choice,), held=tuple(held), pipeline=pipeline)
 
     @property

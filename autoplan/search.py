@@ -93,7 +93,7 @@ def hints_on(captured: Captured, request: Request, choice: MeshChoice) -> tuple[
         *user_hints(captured, request, choice),
         *hints_in_forward(captured.pins, choice.mesh, choice.named, request.num_stages),
         *scheme_hints(captured, choice),
-        *request.held,
+        *(hint for hint in request.held if set(hint.allowed) <= set(choice.mesh.axes)),
     )
 
 

@@ -15,6 +15,7 @@ from itertools import accumulate
 from torch import fx
 
 from autoplan.capture import Captured
+from autoplan.errors import InputError
 
 _SMALLEST_BLOCK = 8
 """Ops below which numbered modules inside a block are no blocks of their own."""
@@ -84,24 +85,68 @@ def pieces_as(
     """One piece for each stage, as modules are placed already; one may be empty here.
 
     `stage_of`: by path of a module, its (first) stage; `allowed`: by path of a parameter, stages.
-    An op goes there, or as far on as what it reads; of other modules, where what it reads is.
+    An op goes there, or as far on as what it reads; of other modules, where what it reads is. A
+    buffer that some stages have is read there alone. Raises InputError where a parameter or buffer
+    is needed after the stages that have it, or a buffer changes that several have.
     """
-    roles = Roles.of(captured)
+    fixed = {path for path, stages in allowed.items() if len(set(stages)) < num_stages}
+    roles = Roles.of(captured, fixed)
     reads = _parameters_read(captured, roles)
+    buffers = {each.node: each.path for each in captured.inputs_of("buffer")}
+    for path in captured.updates:
+        if len(set(allowed.get(path, (0,)))) > 1:
+            raise InputError(
+                f"these arguments change the buffer {path!r}, of which several pipeline ranks have "
+                "a copy, since it did not change in the first form of arguments; parallelize in "
+                "the form that changes it (train mode, say) first."
+            )
     of: dict[str, int] = {}
     for node in captured.graph.nodes:
         if node.name in roles.body:
             stage = stage_of.get(str(node.meta.get("path", "")), 0)
             stage = max([stage, *(of[s.name] for s in node.all_input_nodes if s.name in of)])
-            places = [set(allowed[path]) for path in reads[node.name] if path in allowed]
-            while stage < num_stages - 1 and any(stage not in each for each in places):
+            held = [buffers[s.name] for s in node.all_input_nodes if s.name in buffers]
+            places = {p: set(allowed[p]) for p in (*reads[node.name], *held) if p in allowed}
+            while stage < num_stages and any(stage not in each for each in places.values()):
                 stage += 1
+            if stage == num_stages:
+                raise InputError(_not_there(node, places))
             of[node.name] = stage
     names = tuple(f"stage {number}" for number in range(num_stages))
     found: list[dict[str, None]] = [{} for _ in names]
     for name, stage in of.items():
         found[stage] |= reads[name]
     return Pieces(names, of, ("",) * num_stages, tuple(tuple(each) for each in found))
+
+
+def reads_at_home(
+    captured: Captured,
+    pieces: Pieces,
+    stage_of: Sequence[int],
+    homes: Mapping[str, Collection[int]],
+) -> bool:
+    """Whether every piece finds its parameters and buffers on its stage, and alone changes them."""
+    for stage, paths in zip(stage_of, pieces.parameters, strict=True):
+        if any(stage not in homes.get(path, (stage,)) for path in paths):
+            return False
+    users = {node.name: node.users for node in captured.graph.nodes}
+    for each in captured.inputs_of("buffer"):
+        there = set(homes.get(each.path, stage_of))
+        if there.issuperset(stage_of) and each.path not in captured.updates:
+            continue
+        reading = [pieces.of.get(user.name) for user in users[each.node] if user.op != "output"]
+        if len(there) > 1 or any(p is None or stage_of[p] not in there for p in reading):
+            return False  # a stage that has no copy would compute what depends on it
+    return True
+
+
+def _not_there(node: fx.Node, places: Mapping[str, Collection[int]]) -> str:
+    path, stages = max(places.items(), key=lambda each: -max(each[1]))
+    return (
+        f"with these arguments {str(node.meta.get('path', '')) or 'the model'!r} reads {path!r} "
+        f"after pipeline stage {max(stages)}, where the first form of arguments put it; "
+        "parallelize with arguments of this form first, or hint the module onto that stage."
+    )
 
 
 @dataclass(frozen=True)
@@ -114,10 +159,10 @@ class Roles:
     """Depends on arguments, constants, or parameters alone: runs in every stage that reads it."""
 
     @staticmethod
-    def of(captured: Captured) -> Roles:
-        """Roles of the graph's calls."""
+    def of(captured: Captured, fixed: Collection[str] = ()) -> Roles:
+        """Roles of the graph's calls. `fixed`: buffers that not every stage can read."""
         kinds = {each.node: each for each in captured.inputs}
-        updated = set(captured.updates)
+        updated = {*captured.updates, *fixed}
         given: set[str] = set()  # no gradient, no parameter
         stored: set[str] = set()  # parameters, constants and buffers that stay as they are
         calls: list[fx.Node] = []

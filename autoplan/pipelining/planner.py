@@ -21,7 +21,7 @@ from autoplan.errors import HintError, InfeasibleError
 from autoplan.found import Found
 from autoplan.parallel import MeshChoice
 from autoplan.pipeline_choice import PipelineChoice
-from autoplan.pipelining.pieces import Pieces, pieces_as, pieces_of
+from autoplan.pipelining.pieces import Pieces, pieces_as, pieces_of, reads_at_home
 from autoplan.pipelining.schedules import Schedule, read_schedule
 from autoplan.pipelining.stage_hints import allowed_stages
 from autoplan.pipelining.stages import (
@@ -84,8 +84,7 @@ def search_pipeline(captured: Captured, request: Request) -> Piped:
     asked = request.pipeline
     assert asked is not None
     schedule = read_schedule(asked.schedule, asked.chunks)
-    held = bool(asked.held)
-    pieces = pieces_in_force(captured, request)
+    pieces, held = held_cut(captured, request)
     options = list(_mesh_options(asked, request))
     best: tuple[Staged, float] | None = None
     failure: HintError | InfeasibleError | None = None
@@ -96,9 +95,9 @@ def search_pipeline(captured: Captured, request: Request) -> Piped:
         share_s = max(_LEAST_TIME_S, left_s / (len(options) - number))
         try:
             frame = _frame(captured, request, pieces, schedule, asked.size, meshes, share_s)
-            if held:
-                allowed = np.eye(asked.num_stages, dtype=np.bool_)
-                found = _fitting(solve_stages(frame, tuple(range(asked.num_stages)))), 0.0
+            if held is not None:
+                allowed = np.ones((len(pieces), asked.num_stages), dtype=np.bool_)
+                found = _fitting(solve_stages(frame, held)), 0.0
             else:
                 allowed = _allowed(frame)
                 found = best_cut(frame, allowed, time.perf_counter() + share_s / 2)
@@ -114,7 +113,7 @@ def search_pipeline(captured: Captured, request: Request) -> Piped:
         raise failure
     staged, bound = best
     frame, allowed = next(each for each in frames if each[0] is staged.frame)
-    automatic = staged.stage_of if held else _automatic(frame, allowed, staged)
+    automatic = staged.stage_of if held is not None else _automatic(frame, allowed, staged)
     seconds = time.perf_counter() - start
     return Piped(staged, automatic, bound, min(floors), seconds)
 
@@ -123,11 +122,26 @@ _LEAST_TIME_S = 0.5
 
 
 def pieces_in_force(captured: Captured, request: Request) -> Pieces:
-    """The pieces to be cut; or one for each stage, of a module whose parameters have places."""
+    """The pieces to be cut; of a module whose parameters have places, cut as it is already."""
+    return held_cut(captured, request)[0]
+
+
+def held_cut(captured: Captured, request: Request) -> tuple[Pieces, tuple[int, ...] | None]:
+    """The pieces, and their stages where parameters have places already: None leaves them free.
+
+    The pieces of the first form of arguments, where these have the same ones; else one for each
+    stage. Raises InputError where a parameter or buffer is not where it is needed.
+    """
     asked = request.pipeline
     if asked is None or not asked.held:
-        return pieces_of(captured)
-    return pieces_as(captured, asked.held, asked.homes, asked.num_stages)
+        return pieces_of(captured), None
+    pieces = pieces_of(captured)
+    if set(pieces.names) == set(asked.held_pieces):
+        stages = tuple(asked.held_pieces[name] for name in pieces.names)
+        if list(stages) == sorted(stages) and reads_at_home(captured, pieces, stages, asked.homes):
+            return pieces, stages
+    count = asked.num_stages
+    return pieces_as(captured, asked.held, asked.homes, count), tuple(range(count))
 
 
 def _mesh_options(asked: PipelineChoice, request: Request) -> Iterator[tuple[MeshChoice, ...]]:

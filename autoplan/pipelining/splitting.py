@@ -36,7 +36,7 @@ def split(captured: Captured, pieces: Pieces, stage_of: Sequence[int]) -> Split:
     roles = Roles.of(captured)
     home = {name: stage_of[piece] for name, piece in pieces.of.items()}
     last = max(stage_of)
-    loss = loss_position(captured)
+    loss = captured.loss_position
     until = _travels(captured, roles, home, last, loss)
     owners = _owners(captured, roles, home, last, loss)
     stages = tuple(
@@ -51,21 +51,11 @@ def split(captured: Captured, pieces: Pieces, stage_of: Sequence[int]) -> Split:
     return Split(stages, owners, shared)
 
 
-def loss_position(captured: Captured) -> int | None:
-    """The flat output that is the loss: the first differentiable scalar."""
-    for position, each in enumerate(captured.output_nodes):
-        if isinstance(each, fx.Node):
-            meta = node_meta(each)
-            if meta.shape == () and meta.requires_grad:
-                return position
-    return None
-
-
 def crossing_values(captured: Captured, pieces: Pieces) -> list[list[fx.Node]]:
     """What a cut before each piece sends: one list a piece, and the last for the end."""
     roles = Roles.of(captured)
     last = len(pieces) - 1
-    until = _travels(captured, roles, pieces.of, last, loss_position(captured))
+    until = _travels(captured, roles, pieces.of, last, captured.loss_position)
     crossing: list[list[fx.Node]] = [[] for _ in range(len(pieces) + 1)]
     for node, end in until.items():
         for cut in range(pieces.of[node.name] + 1, end + 1):
@@ -104,6 +94,20 @@ def _owners(
     return tuple(found)
 
 
+def _needed_by(loss: fx.Node | None, captured: Captured) -> set[fx.Node]:
+    """What the loss depends on; everything where there is none."""
+    if loss is None:
+        return set(captured.graph.nodes)
+    needed: set[fx.Node] = set()
+    waiting = [loss]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    return needed
+
+
 class _Stage:
     """One stage under construction: a graph of its own with the nodes' own names."""
 
@@ -119,6 +123,7 @@ class _Stage:
     ) -> None:
         self.whole, self.roles, self.home = captured, roles, home
         self.until, self.owners, self.stage, self.loss = until, owners, stage, loss
+        self.needed = _needed_by(None if loss is None else captured.output_nodes[loss], captured)
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
 
@@ -158,6 +163,7 @@ class _Stage:
             pins=tuple(pin for pin in whole.pins if pin.node in kept),
             sent=tuple(node.name for node in sent),
             loss_elsewhere=self.loss is not None and self.owners[self.loss] != stage,
+            beside_loss=frozenset(n.name for n in (*received, *sent) if n not in self.needed),
         )
 
     def _updates(self) -> dict[str, fx.Node]:

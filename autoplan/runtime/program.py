@@ -24,6 +24,13 @@ class TensorSpec:
     dtype: torch.dtype
     layout: Layout
     requires_grad: bool = False
+    reaches_loss: bool = True
+    """Of what travels between stages: whether a training step has a gradient for it."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether its gradient travels back in a training step."""
+        return self.requires_grad and self.reaches_loss
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class _Stage(_PipelineStageBase):
             return []
         step = self._running
         rooms = [
-            room_for(spec, step.program, self._place.device) if spec.requires_grad else None
+            room_for(spec, step.program, self._place.device) if spec.trains else None
             for spec in step.sent
         ]
         self._gradients[bwd_chunk_id] = list(rooms)
@@ -214,7 +214,7 @@ class _Stage(_PipelineStageBase):
             # The other side waits for it, whether there is one or not.
             room_for(spec, step.program, self._place.device).zero_() if grad is None else grad
             for grad, spec in zip(returned, step.received, strict=True)
-            if spec.requires_grad
+            if spec.trains
         ]
         return self._send(grads, self.stage_index - 1)
 

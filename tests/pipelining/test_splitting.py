@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from autoplan.capture import Captured, capture
 from autoplan.pipelining.pieces import Pieces, pieces_of
-from autoplan.pipelining.splitting import crossing_values, loss_position, split
+from autoplan.pipelining.splitting import crossing_values, split
 from tests.end_to_end.piping import example_of, model_of
 
 MODELS = ("gpt2", "bert", "t5", "resnet")
@@ -116,7 +116,7 @@ def test_every_op_runs_in_its_stage_alone_and_only_tensors_travel(
     for node, piece in pieces(name).of.items():
         assert homes[node] == [stage_of[piece]]
     last = parts.stages[-1]
-    position = loss_position(captured(name))
+    position = captured(name).loss_position
     assert position is not None
     assert isinstance(last.output_nodes[position], fx.Node)
     assert all(each.loss_elsewhere for each in parts.stages[:-1])
