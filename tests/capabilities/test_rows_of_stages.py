@@ -66,8 +66,8 @@ def test_row_11_stage_ids_of_bert(of_bert: Plan) -> None:
     assert pipeline.imbalance < 0.25
     every = {name for stage in pipeline.stages for name in stage.pieces}
     assert every == set(pipeline.pieces) == set(plan.stage_map)
-    module_of = {row.path for row in plan.operations if row.path}
-    assert all(any(path.startswith(p.partition("/")[0]) for p in every) for path in module_of)
+    modules = {row.path for row in plan.operations if row.path}
+    assert {plan.stage(path) for path in modules} == {0, 1, 2}
 
 
 def test_row_11_every_stage_computes_the_mask_itself(of_bert: Plan) -> None:
