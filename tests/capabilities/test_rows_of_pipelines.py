@@ -50,6 +50,8 @@ from tests.capabilities.pipeline_ranks import (
 )
 from tests.runtime.launch import run_ranks
 
+pytestmark = pytest.mark.timeout(900)  # many processes, on machines of two cores
+
 TOLERANCE = 1e-9
 
 

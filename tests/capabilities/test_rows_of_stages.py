@@ -19,6 +19,8 @@ from autoplan.runtime.reference import run_reference
 from tests.models import Example, gpt2, ideal_cluster, language_batch
 from tests.pipelining.plans import unhurried
 
+pytestmark = pytest.mark.timeout(900)  # many processes, on machines of two cores
+
 # -- 11: stage ids of every block, stray layers included ------------------------------------------
 
 

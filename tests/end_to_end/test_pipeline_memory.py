@@ -10,6 +10,8 @@ from tests.end_to_end.peaks import Case
 from tests.end_to_end.pipeline_peaks import StageOutcome, measure_stages, pipeline
 from tests.runtime.launch import run_ranks
 
+pytestmark = pytest.mark.timeout(900)  # many processes, on machines of two cores
+
 TOLERANCE = 0.1
 
 MODELS = ("gpt2", "llama")

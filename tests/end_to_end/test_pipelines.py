@@ -10,6 +10,8 @@ import pytest
 from tests.end_to_end.piping import Case, Outcome, everything, train
 from tests.runtime.launch import run_ranks
 
+pytestmark = pytest.mark.timeout(900)  # many processes, on machines of two cores
+
 TOLERANCE = 1e-9
 MODELS = ("gpt2", "bert", "t5", "resnet")
 SCHEDULES = (
