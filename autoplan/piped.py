@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documen
 from autoplan.errors import ConfigError
 from autoplan.launch import distributed
 from autoplan.layouts import B, Layout
-from autoplan.pipelining.schedules import Schedule, read_schedule
+from autoplan.pipelining.joined import schedule_of
 from autoplan.placed import Place as Held
 from autoplan.planned import Entry, PlannedModule
 from autoplan.runtime.batches import Example
@@ -78,14 +78,11 @@ class PipedModule(PlannedModule):
                 outputs.append(Constant(node))
         return PeerRelay(self._piped_place, ranks, homes, outputs)
 
-    def _schedule(self, entry: Entry) -> Schedule:
-        pipeline = entry.planned.plan.pipeline
-        assert pipeline is not None
-        return read_schedule(pipeline.schedule, len(pipeline.stages) // pipeline.size)
-
     def _run_schedule(self, entry: Entry, steps: Sequence[StageStep], count: int) -> None:
         """All microbatches, in the order of the plan's schedule."""
-        schedule, size = self._schedule(entry), len(self._meshes)
+        pipeline, size = entry.planned.plan.pipeline, len(self._meshes)
+        assert pipeline is not None
+        schedule = schedule_of(pipeline)
         forward_only = not steps[0].grad
         schedule.check(size, count)
         if not self._is_piped:

@@ -49,11 +49,6 @@ class Request:
         """Pipeline stages; 1 without a pipeline."""
         return 1 if self.pipeline is None else self.pipeline.num_stages
 
-    def meshes_of(self, pipeline_rank: int) -> tuple[MeshChoice, ...]:
-        """The meshes that the devices of one pipeline rank may form."""
-        own = None if self.pipeline is None else self.pipeline.meshes
-        return self.meshes if own is None else own[pipeline_rank]
-
 
 def make_request(
     devices: int,

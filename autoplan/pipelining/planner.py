@@ -22,7 +22,7 @@ from autoplan.found import Found
 from autoplan.parallel import MeshChoice
 from autoplan.pipeline_choice import PipelineChoice
 from autoplan.pipelining.pieces import Pieces, pieces_as, pieces_of, reads_at_home
-from autoplan.pipelining.schedules import Schedule, read_schedule
+from autoplan.pipelining.schedules import Schedule
 from autoplan.pipelining.stage_hints import allowed_stages
 from autoplan.pipelining.stages import (
     Frame,
@@ -83,18 +83,16 @@ def search_pipeline(captured: Captured, request: Request) -> Piped:
     start = time.perf_counter()
     asked = request.pipeline
     assert asked is not None
-    schedule = read_schedule(asked.schedule, asked.chunks)
     pieces, held = held_cut(captured, request)
     options = list(_mesh_options(asked, request))
-    best: tuple[Staged, float] | None = None
+    best: tuple[Staged, float, BoolArray] | None = None
     failure: HintError | InfeasibleError | None = None
-    frames: list[tuple[Frame, BoolArray]] = []
     floors: list[float] = []
     for number, meshes in enumerate(options):
         left_s = start + request.time_limit_s - time.perf_counter()
         share_s = max(_LEAST_TIME_S, left_s / (len(options) - number))
         try:
-            frame = _frame(captured, request, pieces, schedule, asked.size, meshes, share_s)
+            frame = _frame(captured, request, pieces, asked.order, asked.size, meshes, share_s)
             if held is not None:
                 allowed = np.ones((len(pieces), asked.num_stages), dtype=np.bool_)
                 found = _fitting(solve_stages(frame, held)), 0.0
@@ -104,16 +102,14 @@ def search_pipeline(captured: Captured, request: Request) -> Piped:
         except (HintError, InfeasibleError) as error:
             failure = failure or error
             continue
-        frames.append((frame, allowed))
         floors.append(_floor(frame))
         if best is None or found[0].step_time_s < best[0].step_time_s * (1 - 1e-9):
-            best = found
+            best = (*found, allowed)
     if best is None:
         assert failure is not None
         raise failure
-    staged, bound = best
-    frame, allowed = next(each for each in frames if each[0] is staged.frame)
-    automatic = staged.stage_of if held is not None else _automatic(frame, allowed, staged)
+    staged, bound, allowed = best
+    automatic = staged.stage_of if held is not None else _automatic(staged, allowed)
     seconds = time.perf_counter() - start
     return Piped(staged, automatic, bound, min(floors), seconds)
 
@@ -323,13 +319,13 @@ def _neighbours(stage_of: Sequence[int], stages: int) -> Iterator[tuple[int, ...
                     yield tuple(moved)
 
 
-def _automatic(frame: Frame, allowed: BoolArray, staged: Staged) -> tuple[int, ...]:
+def _automatic(staged: Staged, allowed: BoolArray) -> tuple[int, ...]:
     """The cut that the solver prefers where nothing binds it: never a slower one than `staged`."""
     if allowed.all():
         return staged.stage_of
     free = np.ones_like(allowed)
     try:
-        found, _ = best_cut(frame, free, time.perf_counter() + _AUTOMATIC_S)
+        found, _ = best_cut(staged.frame, free, time.perf_counter() + _AUTOMATIC_S)
     except (HintError, InfeasibleError):
         return staged.stage_of
     return found.stage_of if found.step_time_s <= staged.step_time_s else staged.stage_of

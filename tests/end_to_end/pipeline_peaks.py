@@ -8,16 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-import autoplan
 from autoplan.runtime.stage_step import StageStep
-from tests.end_to_end.peaks import MODELS, Case, Outcome
-from tests.runtime.live_bytes import LiveBytes
-
-_MEASURED = 3
-"""Steps."""
+from tests.end_to_end.peaks import Case, Outcome, least_peak
 
 
 @dataclass(frozen=True)
@@ -62,30 +56,10 @@ def measure_stages(rank: int, cases: Sequence[Case]) -> list[StageOutcome]:
 
 
 def _measure(case: Case) -> StageOutcome:
-    """As `peaks.measure_one`: the least peak of some steps after the first."""
-    torch.manual_seed(0)
-    model, (args, kwargs) = MODELS[case.model](case)
-    world_size = dist.get_world_size()
-    module = autoplan.parallelize(
-        model, args, kwargs, devices=world_size, cluster="cpu", **case.options
-    )
-    del model
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
-    with _counted() as most:
-        module.train_step(args, kwargs)
-    optimizer.step()
-    optimizer.zero_grad()
-    held = [*module.parameters(), *module.buffers(), optimizer.state_dict()["state"], args, kwargs]
-    peaks = []
-    for _ in range(_MEASURED):
-        with LiveBytes(held) as meter:
-            meter.mark("train_step")
-            module.train_step(args, kwargs)
-            meter.mark("optimizer")
-            optimizer.step()
-        optimizer.zero_grad()
-        peaks.append(meter.peak())
-    peak, plan = min(peaks, key=lambda each: each.num_bytes), module.plan
+    """The least peak of some steps, and the microbatches that the first one held."""
+    most: Counter[int] = Counter()
+    plan, peak = least_peak(case, dist.get_world_size(), _counting(most))
+    assert plan.pipeline is not None
     rows = plan.pipeline.stages
     here = {n: row for n, row in enumerate(rows) if dist.get_rank() in row.ranks}
     said = "\n".join(f"stage {n}: {plan.stages[n].memory}" for n in here)
@@ -100,9 +74,8 @@ def _measure(case: Case) -> StageOutcome:
 
 
 @contextmanager
-def _counted() -> Iterator[Counter[int]]:
-    """Of every stage, the most microbatches that it holds at once while this is in force."""
-    most: Counter[int] = Counter()
+def _counting(most: Counter[int]) -> Iterator[None]:
+    """Have `most` count, of every stage, the most microbatches that it holds at once."""
     forward = StageStep.forward
 
     def counted(step: StageStep, *args: Any, **kwargs: Any) -> Any:
@@ -112,6 +85,6 @@ def _counted() -> Iterator[Counter[int]]:
 
     StageStep.forward = counted  # type: ignore[method-assign]
     try:
-        yield most
+        yield
     finally:
         StageStep.forward = forward  # type: ignore[method-assign]

@@ -179,17 +179,18 @@ def test_every_pipeline_rank_may_have_its_own_mesh() -> None:
     ((first,), (second,)) = request.pipeline.meshes
     assert (first.mesh, dict(first.schemes)) == (Mesh.of(data=2), {"data": "data"})
     assert (second.mesh, dict(second.schemes)) == (Mesh.of(tensor=2), {})
-    assert request.meshes_of(0) == (first,)
-    assert request.meshes_of(1) == (second,)
     assert first.written == {"data": "parallel data=2 of stages[0]"}
 
 
 def test_none_stands_for_the_axes_beside_the_pipeline() -> None:
     pipeline = {"size": 2, "stages": [None, {"mesh": {"a": 2, "b": 2}}]}
     request = make_request(8, "cpu", {"data": 4, "pipeline": pipeline})
-    assert request.meshes_of(0) == request.meshes
-    assert request.meshes[0].mesh == Mesh.of(data=4)
-    assert [each.mesh for each in request.meshes_of(1)] == [Mesh.of(a=2, b=2)]
+    assert request.pipeline is not None
+    assert request.pipeline.meshes is not None
+    beside, own = request.pipeline.meshes
+    assert beside == request.meshes
+    assert beside[0].mesh == Mesh.of(data=4)
+    assert [each.mesh for each in own] == [Mesh.of(a=2, b=2)]
 
 
 def test_a_preset_binds_each_of_them() -> None:
@@ -202,7 +203,9 @@ def test_a_preset_binds_each_of_them() -> None:
 
 def test_without_stages_all_ranks_have_the_same_mesh() -> None:
     request = make_request(8, "cpu", {"pipeline": 4})
-    assert [request.meshes_of(rank) for rank in range(4)] == [request.meshes] * 4
+    assert request.pipeline is not None
+    assert request.pipeline.meshes is None
+    assert [each.mesh for each in request.meshes] == [Mesh.of(data=2)]
 
 
 # -- errors -----------------------------------------------------------------------------------
