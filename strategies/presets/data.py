@@ -1,0 +1,51 @@
+"""Data parallelism: the batch split, parameters whole when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from autoplan.hints import Hint
+from autoplan.layouts import BP, B, Entry, Split
+
+if TYPE_CHECKING:
+    from autoplan.capture import Captured
+
+WHOLE: frozenset[Entry | str] = frozenset({B, BP})
+
+
+def data(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
+    """Batch split on `axis`; parameters whole when read, their gradients summed over the ranks."""
+    yield from _split_batch(captured, axis, "data")
+    for each in captured.inputs_of("parameter"):
+        read: frozenset[Entry | str] = frozenset({BP}) if each.meta.requires_grad else WHOLE
+        yield Hint(each.path, "use", {axis: read}, "the data-parallel scheme")
+
+
+def ddp(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
+    """Plain data parallelism: everything but the batch whole."""
+    yield from data(captured, axis, size)
+    for each in captured.inputs_of("parameter"):
+        yield Hint(each.path, "storage", {axis: frozenset({B})}, "preset 'ddp'")
+
+
+def fsdp(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
+    """Parameters stored split along a dimension with a row for every rank, if they have one."""
+    yield from data(captured, axis, size)
+    for each in captured.inputs_of("parameter"):
+        dims = [d for d, rows in enumerate(each.meta.shape) if _fills(rows, size)]
+        stored: frozenset[Entry | str] = frozenset(Split(d) for d in dims) or frozenset({B})
+        yield Hint(each.path, "storage", {axis: stored}, "preset 'fsdp'")
+
+
+def _fills(rows: int, size: int) -> bool:
+    return (size - 1) * -(-rows // size) < rows
+
+
+def _split_batch(captured: Captured, axis: str, origin: str) -> Iterator[Hint]:
+    """Arguments that carry the batch, dimension 0 of the first tensor, are split along it."""
+    arguments = [each for each in captured.inputs_of("input") if each.meta.shape]
+    batch = arguments[0].meta.shape[0] if arguments else 0
+    for each in arguments:
+        if each.meta.shape[0] == batch:
+            yield Hint(each.path, "value", {axis: frozenset({Split(0)})}, f"scheme {origin!r}")
