@@ -5,10 +5,10 @@ python := .venv/bin/python
 installed := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint bench-planner clean
+.PHONY: help demo test test-all fuzz lint bench-planner bench-search bench-published clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(installed) ## plan and train a small GPT-2
 	$(python) examples/demo.py
@@ -31,6 +31,12 @@ lint: $(installed) ## check style, format and types
 
 bench-planner: $(installed) ## time the planner
 	$(python) -m benchmarks.planner
+
+bench-search: $(installed) ## time the search over whole shapes
+	$(python) -m benchmarks.search
+
+bench-published: $(installed) ## price published training runs, and plan them
+	$(python) -m benchmarks.published
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from autoplan import module as _module
 from autoplan import planning as _planning
+from autoplan.config import Config, read_config, with_config
+from autoplan.config.options import OPTIONS
 from autoplan.cost_models import Cluster
 from autoplan.discover import Discovered, discover_rule
 from autoplan.errors import (
@@ -40,6 +43,8 @@ __all__ = [
     # the two verbs
     "plan",
     "parallelize",
+    # their options as a file
+    "read_config",
     # pins inside forward, and wishes
     "hint",
     "Prefer",
@@ -93,6 +98,7 @@ def plan(
     local_inputs: bool = False,
     outputs: str = "loss",
     recompute: bool | str | Sequence[str] | None = None,
+    config: Config | None = None,
 ) -> Plan:
     """Find the fastest layouts of `model` on `devices` devices, and prove them.
 
@@ -115,14 +121,22 @@ def plan(
     outputs: "loss" prices a step that returns the scalar loss; "whole" also every other output.
     recompute: blocks whose values backward computes again instead of keeping them: "auto", the
         default, where memory asks for it; True, False, or patterns of paths, `["layers.*"]`.
+    config: options that are left out here: a .toml or .yaml file, that and overrides as
+        `["run.toml", "memory=40GB"]`, or another plan's `config`.
 
     Raises CaptureError, ConfigError, HintError, or InfeasibleError; each says what to change.
     """
-    options = _options(
-        cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
-        gap, local_inputs, outputs, recompute,
+    given = _options(
+        {
+            "devices": devices, "cluster": cluster, "parallel": parallel, "preset": preset,
+            "hints": hints, "memory": memory, "training": training, "optimizer": optimizer,
+            "microbatches": microbatches, "time_limit_s": time_limit_s, "gap": gap,
+            "local_inputs": local_inputs, "outputs": outputs, "recompute": recompute,
+        },
+        _DEFAULTS, config,
     )  # fmt: skip
-    return _planning.plan(model, args, kwargs, devices, **options)
+    given.pop("seed", None)
+    return _planning.plan(model, args, kwargs, **given)
 
 
 def parallelize(
@@ -145,6 +159,7 @@ def parallelize(
     recompute: bool | str | Sequence[str] | None = None,
     plan: Plan | str | Path | None = None,
     seed: int = 0,
+    config: Config | None = None,
 ) -> ParallelModule:
     """A module that computes what `model` computes, on `devices` devices, by a plan.
 
@@ -153,42 +168,29 @@ def parallelize(
     one device; otherwise all devices are simulated in this process. `plan` is one made before,
     or its file. `local_inputs`: each rank passes its own part of the batch. `seed` is dropout's.
     """
-    options = _options(
-        cluster, parallel, preset, hints, memory, training, optimizer, microbatches, time_limit_s,
-        gap, local_inputs, outputs, recompute,
+    given = _options(
+        {
+            "devices": devices, "cluster": cluster, "parallel": parallel, "preset": preset,
+            "hints": hints, "memory": memory, "training": training, "optimizer": optimizer,
+            "microbatches": microbatches, "time_limit_s": time_limit_s, "gap": gap,
+            "local_inputs": local_inputs, "outputs": outputs, "recompute": recompute, "seed": seed,
+        },
+        {**_DEFAULTS, "devices": None, "seed": 0}, config,
     )  # fmt: skip
-    return _module.parallelize(model, args, kwargs, devices, plan, seed, **options)
+    return _module.parallelize(model, args, kwargs, plan=plan, **given)
+
+
+_DEFAULTS = {
+    name: each.default for name, each in signature(plan).parameters.items() if name in OPTIONS
+}
 
 
 def _options(
-    cluster: str | Path | Cluster | None,
-    parallel: Mapping[str, Any] | None,
-    preset: str | None,
-    hints: Mapping[str, HintValue] | None,
-    memory: int | float | str | None,
-    training: bool,
-    optimizer: str,
-    microbatches: int,
-    time_limit_s: float,
-    gap: float,
-    local_inputs: bool,
-    outputs: str,
-    recompute: bool | str | Sequence[str] | None,
+    given: Mapping[str, Any], defaults: Mapping[str, Any], config: Config | None
 ) -> dict[str, Any]:
+    """The options of both verbs, those left out as `config` has them."""
+    options = with_config(config, given, defaults)
+    outputs = options.pop("outputs")
     if outputs not in ("loss", "whole"):
         raise ConfigError(f"outputs must be 'loss' or 'whole', got {outputs!r}.")
-    return {
-        "cluster": cluster,
-        "parallel": parallel,
-        "preset": preset,
-        "hints": hints,
-        "memory": memory,
-        "training": training,
-        "optimizer": optimizer,
-        "microbatches": microbatches,
-        "time_limit_s": time_limit_s,
-        "gap": gap,
-        "local_inputs": local_inputs,
-        "whole_outputs": outputs == "whole",
-        "recompute": recompute,
-    }
+    return {**options, "whole_outputs": outputs == "whole"}

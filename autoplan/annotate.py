@@ -6,8 +6,10 @@ behind a tensor with several readers so that a conversion they share is paid onc
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -18,8 +20,10 @@ from autoplan.capture import Captured
 from autoplan.cutting import candidates_of, layouts_of
 from autoplan.hints import Hint
 from autoplan.hints.narrowing import Narrowed, Narrowing
-from autoplan.layouts import B, Layout, P, Split
+from autoplan.layouts import B, Layout, P, Split, local_shape
 from autoplan.mesh import Mesh
+from autoplan.once import Once, runs_once_a_step
+from autoplan.policies import Policy
 from autoplan.sites import (
     Annotated,
     Candidate,
@@ -44,13 +48,16 @@ def annotate(
     local_inputs: bool = False,
     boxed: Collection[str] = (),
     wires: Mapping[str, Layout] | None = None,
+    lean: bool = False,
 ) -> Annotated:
     """Give every node its candidates on `mesh`; raises HintError where hints leave a site none.
 
     `boxed` names boxing sites that a plan has beyond those of tensors with several readers. `wires`
     says how the values lie that a pipeline stage receives and sends, by node; whole by default.
+    `lean` adds candidates that hold less memory and are never faster: parameters gathered in every
+    microbatch, products that stream their operands. They are for where memory binds.
     """
-    return _Annotator(captured, mesh, rules, hints, local_inputs, boxed, wires or {}).run()
+    return _Annotator(captured, mesh, rules, hints, local_inputs, boxed, wires or {}, lean).run()
 
 
 class _Annotator:
@@ -65,8 +72,11 @@ class _Annotator:
         local_inputs: bool,
         boxed: Collection[str],
         wires: Mapping[str, Layout],
+        lean: bool,
     ) -> None:
         self.boxed = frozenset(boxed)
+        self.lean = lean
+        self.once = runs_once_a_step(captured, rules) if lean else Once()
         self.wires = wires
         self.captured = captured
         self.mesh = mesh
@@ -115,18 +125,39 @@ class _Annotator:
     # -- sites ------------------------------------------------------------------------------
 
     def _add_parameter(self, node: fx.Node, path: str, meta: TensorMeta) -> None:
-        key = ("parameter", meta)
+        lean = self.lean and self._is_read_by_body_alone(node)
+        key = ("parameter", meta, lean)
         if key not in self._boxes:
             stores = [e for e in layout_entries(meta.shape, False) if e != P]
             uses = [e for e in layout_entries(meta.shape, meta.requires_grad) if e != P]
             pairs = product(
                 layouts_of(stores, meta.shape, self.mesh), layouts_of(uses, meta.shape, self.mesh)
             )
-            self._boxes[key] = tuple(
-                Candidate(tuple(map(str, use)), (), (use,), storage) for storage, use in pairs
-            )
+            plain = [Candidate(tuple(map(str, use)), (), (use,), storage) for storage, use in pairs]
+            others = [e for each in plain for e in self._leaner(each, meta)] if lean else []
+            self._boxes[key] = (*plain, *others)
         narrowed = self.narrowing.parameter(self._boxes[key], path)
         self._add(node, "parameter", path, (), (meta,), narrowed, parameter_only=True)
+
+    def _leaner(self, plain: Candidate, meta: TensorMeta) -> Iterator[Candidate]:
+        """The same storage and use under policies that keep less than `plain` whole."""
+        for policy in _POLICIES if meta.requires_grad else _POLICIES[1:]:
+            each = replace(plain, policy=policy)
+            held, whole = (
+                math.prod(local_shape(meta.shape, layout, self.mesh))
+                for layout in (each.carried, each.outputs[0])
+            )
+            if held < whole:
+                yield each
+
+    def _is_read_by_body_alone(self, node: fx.Node) -> bool:
+        """Whether a parameter goes nowhere but into ops that run in every microbatch."""
+        return node.name not in self.captured.sent and all(
+            user.op == "call_function"
+            and user.target is not operator.getitem
+            and user not in self.once.prologue
+            for user in node.users
+        )
 
     def _add_input(self, node: fx.Node, kind: Any, path: str, meta: TensorMeta) -> None:
         layout = Layout((B,) * self.mesh.ndim)
@@ -177,7 +208,8 @@ class _Annotator:
         if key not in self._candidates:
             rule = self.rules.get(call.op)
             bound = rule.bound(call) if rule is not None else None
-            self._candidates[key] = rule, bound, candidates_of(call, rule, bound, self.mesh)
+            candidates = candidates_of(call, rule, bound, self.mesh, lean=self.lean)
+            self._candidates[key] = rule, bound, candidates
         rule, bound, candidates = self._candidates[key]
         self._add(
             node,
@@ -190,7 +222,9 @@ class _Annotator:
             rule=rule,
             bound=bound,
             parameter_only=call.op not in RANDOM_OPS
+            and node not in self.once.views
             and all(self.sites[s.site].parameter_only for s in sources),
+            kept=node in self.once.kept,
         )
 
     def _add(
@@ -205,6 +239,7 @@ class _Annotator:
         rule: Rule | None = None,
         bound: Bound | None = None,
         parameter_only: bool = False,
+        kept: bool = False,
     ) -> None:
         line = node.meta.get("source", "")
         at = len(self.sites)
@@ -222,6 +257,7 @@ class _Annotator:
                 rule,
                 bound,
                 parameter_only,
+                kept,
             )
         )
         for output, meta in enumerate(outputs):
@@ -251,11 +287,16 @@ class _Annotator:
                 Candidate(tuple(map(str, layout)), (layout,), (layout,))
                 for layout in layouts_of(entries, meta.shape, self.mesh)
             )
+        candidates = self._boxes[key]
+        leaner = _policies_of(self.sites[source.site])
+        if leaner:
+            alike = ("box", id(self.sites[source.site].candidates))
+            candidates = self._boxes.setdefault(alike, (*candidates, *leaner))
         fixed = len(self.sites[source.site].candidates) == 1 and not meta.requires_grad
         if fixed and not asked:
             return  # a replicated constant or argument: each reader slices for free
         is_input = self.sites[source.site].kind == "input"
-        narrowed = self.narrowing.value(self._boxes[key], pins, path, meta, is_input)
+        narrowed = self.narrowing.value(candidates, pins, path, meta, is_input)
         at = len(self.sites)
         name = f"{node.name}:{source.output}"
         self.preferences += narrowed.preferences(at)
@@ -285,6 +326,16 @@ class _Annotator:
             meta = node_meta(each)
             outputs.append((self._value(each), meta))
         return tuple(outputs), self.captured.loss_position
+
+
+_POLICIES: tuple[Policy, ...] = ("reduce", "microbatch")
+
+
+def _policies_of(site: Site) -> list[Candidate]:
+    """What the boxing site behind a parameter passes on of those that the body gathers."""
+    if site.kind != "parameter":
+        return []
+    return [replace(e, inputs=e.outputs) for e in site.candidates if e.policy != "step"]
 
 
 def _num_readers(node: fx.Node, output: int, num_outputs: int) -> int:

@@ -1,8 +1,9 @@
-"""The conversions of a choice: which tensors are boxed in the prologue, and by which paths."""
+"""The conversions of a choice: which tensors are boxed where, and by which paths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoplan.boxing import Router
 from autoplan.buckets import Conversion, Routers
@@ -22,15 +23,16 @@ def convert(
 def prologue_conversions(
     annotated: Annotated, chosen: Sequence[Candidate], routers: Routers
 ) -> tuple[list[Conversion], list[Conversion]]:
-    """Parameters from storage to use, then prologue values to where the body reads them.
+    """Parameters from storage to what the body is given, then prologue values to where it reads.
 
     The second list has one entry for every input of a body site that the prologue makes, in order.
     """
     stored, leaving = [], []
     for at, site in enumerate(annotated.sites):
-        storage, use = chosen[at].storage, chosen[at].outputs[:1]
-        if storage is not None:
-            stored.append(convert(routers.prologue, storage, use[0], site.outputs[0], site.path))
+        storage = chosen[at].storage
+        if site.kind == "parameter" and storage is not None:
+            given, meta = chosen[at].carried, site.outputs[0]
+            stored.append(convert(routers.prologue, storage, given, meta, site.path))
     for at, site in enumerate(annotated.sites):
         if site.parameter_only:
             continue
@@ -42,3 +44,23 @@ def prologue_conversions(
                 path = origin.path or site.path
                 leaving.append(convert(routers.prologue, layout, target, meta, path))
     return stored, leaving
+
+
+def gathering(candidate: Candidate, meta: TensorMeta, routers: Routers, path: str) -> Conversion:
+    """What the body does to a parameter to read it; no moves where the prologue has done it all."""
+    return convert(routers.body, candidate.carried, candidate.outputs[0], meta, path)
+
+
+def gathered_beside(
+    annotated: Annotated, chosen: Sequence[Candidate], routers: Routers
+) -> dict[int, Conversion]:
+    """Parameter -> its gathering where that is once a step, without its gradient's way back.
+
+    Policy "reduce": the body reads the whole of the prologue, and reduces its gradient itself.
+    """
+    found = {}
+    for at, site in enumerate(annotated.sites):
+        if site.kind == "parameter" and chosen[at].policy == "reduce":
+            each = gathering(chosen[at], site.outputs[0], routers, site.path)
+            found[at] = replace(each, meta=replace(each.meta, requires_grad=False))
+    return found

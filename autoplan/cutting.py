@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 from autoplan.layouts import Entry, Layout
 from autoplan.mesh import Mesh
 from autoplan.sites import Candidate
 from autoplan.strategies.notation import Bound
-from autoplan.strategies.rule import OpCall, Rule, Signature, signatures
+from autoplan.strategies.rule import OpCall, Rule, Signature, Stream, index_of, signatures
 
 
 def layouts_of(entries: Sequence[Entry], shape: Sequence[int], mesh: Mesh) -> list[Layout]:
@@ -26,17 +26,38 @@ def _fills(layout: Layout, shape: Sequence[int], mesh: Mesh) -> bool:
 
 
 def candidates_of(
-    call: OpCall, rule: Rule | None, bound: Bound | None, mesh: Mesh
+    call: OpCall, rule: Rule | None, bound: Bound | None, mesh: Mesh, lean: bool = False
 ) -> tuple[Candidate, ...]:
-    """The choices of an op: a signature of its rule on every axis, where that cuts cleanly."""
+    """The choices of an op: a signature of its rule on every axis, where that cuts cleanly.
+
+    `lean`: those too that stream a factor, and so hold less of it and are never faster.
+    """
+    streams = rule.streams_of(bound) if lean and rule is not None and bound is not None else {}
     found = []
-    for per_axis in product(signatures(rule, call), repeat=mesh.ndim):
+    for per_axis in product(signatures(rule, call, lean), repeat=mesh.ndim):
         labels = tuple(each.label for each in per_axis)
         if rule is not None and rule.permits is not None and not rule.permits(labels):
             continue
-        if bound is None or _cuts_cleanly(per_axis, bound, rule, mesh):
+        if not _streams_in_turn(labels, streams):
+            continue
+        if bound is None or _cuts_cleanly(labels, bound, streams, rule, mesh):
             found.append(_combine(per_axis, call))
     return tuple(found)
+
+
+def _streams_in_turn(labels: tuple[str, ...], streams: Mapping[str, Stream]) -> bool:
+    """Whether one axis at most streams each factor, inside of those that split what it contracts.
+
+    Ranks that meet then hold all of one range of the contracted index, in two ways.
+    """
+    factors = [streams[label].factor for label in labels if label in streams]
+    if len(set(factors)) < len(factors):
+        return False
+    return all(
+        streams[label].contracted not in labels[at + 1 :]
+        for at, label in enumerate(labels)
+        if label in streams
+    )
 
 
 def _combine(per_axis: tuple[Signature, ...], call: OpCall) -> Candidate:
@@ -48,21 +69,44 @@ def _combine(per_axis: tuple[Signature, ...], call: OpCall) -> Candidate:
 
 
 def _cuts_cleanly(
-    per_axis: tuple[Signature, ...], bound: Bound, rule: Rule | None, mesh: Mesh
+    labels: tuple[str, ...],
+    bound: Bound,
+    streams: Mapping[str, Stream],
+    rule: Rule | None,
+    mesh: Mesh,
 ) -> bool:
     """At least half of the ranks get rows; merged dimensions cut where their factor does."""
-    for index in {each.label for each in per_axis}:
-        if index not in bound.sizes:
-            continue
-        parts = [n for s, n in zip(per_axis, mesh.sizes, strict=True) if s.label == index]
-        if not _worth_cutting(
+    return all(
+        _worth_cutting(
             bound.sizes[index],
             parts,
             even=index in bound.aligned,
             full=rule is not None and rule.fails_without(index),
-        ):
-            return False
-    return True
+        )
+        for index, parts in _cuts(labels, bound, streams, mesh)
+    )
+
+
+def _cuts(
+    labels: tuple[str, ...], bound: Bound, streams: Mapping[str, Stream], mesh: Mesh
+) -> Iterator[tuple[str, list[int]]]:
+    """Every index with the sizes of the axes that cut it, outermost first.
+
+    What streamed factors contract is cut by the streaming axis too, in each in its own way.
+    """
+    indices = [index_of(label) for label in labels]
+    for index in dict.fromkeys(indices):
+        if index in bound.sizes:
+            yield index, [n for each, n in zip(indices, mesh.sizes, strict=True) if each == index]
+    for stream in filter(None, map(streams.get, labels)):
+        yield (
+            stream.contracted,
+            [
+                size
+                for label, size in zip(labels, mesh.sizes, strict=True)
+                if label == stream.contracted or streams.get(label) == stream
+            ],
+        )
 
 
 def _worth_cutting(size: int, parts: Sequence[int], even: bool, full: bool) -> bool:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from autoplan import ledger
 from autoplan.capture import Captured
 from autoplan.found import Found
@@ -131,7 +133,8 @@ def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow
         meta, candidate = annotated.sites[at].outputs[output], chosen[at]
         layout = candidate.storage if candidate.storage is not None else candidate.outputs[output]
         local = local_shape(meta.shape, layout, mesh)
-        rows[path] = TensorRow(path, kind, dtype_name(meta), meta.shape, local, str(layout), use)
+        dtype, policy = dtype_name(meta), candidate.policy
+        rows[path] = TensorRow(path, kind, dtype, meta.shape, local, str(layout), use, policy)
 
     for at, site in enumerate(annotated.sites):
         if site.kind == "parameter":
@@ -141,10 +144,7 @@ def _tensors(annotated: Annotated, choices: Sequence[int]) -> Iterator[TensorRow
             add(site.path, site.kind, source.site if source else at, 0)
     for alias, kept in annotated.captured.aliases.items():
         if kept in rows:
-            row = rows[kept]
-            rows[alias] = TensorRow(
-                alias, "parameter", row.dtype, row.shape, row.local_shape, row.layout, row.use
-            )
+            rows[alias] = msgspec.structs.replace(rows[kept], path=alias, kind="parameter")
     results = results_by_module(annotated.captured)
     for path in module_paths(annotated.captured):
         if path in results and path not in rows:

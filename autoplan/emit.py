@@ -10,7 +10,7 @@ from torch import fx
 
 from autoplan.boxing import Move
 from autoplan.buckets import Conversion, Routers, cut_buckets
-from autoplan.conversions import convert, prologue_conversions
+from autoplan.conversions import convert, gathered_beside, gathering, prologue_conversions
 from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.pricing import local_context
@@ -77,6 +77,8 @@ class _Emitter:
         self.stored, self.leaving = prologue_conversions(annotated, self.chosen, routers)
         self.values: dict[tuple[int, int], fx.Proxy] = {}
         self.exported: dict[tuple[int, int, int], fx.Proxy] = {}
+        # Parameters that the prologue gathers beside their shards, there and then in the body.
+        self.wholes: dict[int, fx.Proxy] = {}
 
     def run(self) -> Program:
         parameters, state = self._prologue_inputs()
@@ -109,6 +111,7 @@ class _Emitter:
             epilogue=epilogue,
             received=received,
             sent=tuple(self._wire(at) for at in sent),
+            gathers=any(each.policy == "microbatch" for each in self.chosen),
         )
 
     # -- inputs and outputs -----------------------------------------------------------------
@@ -134,6 +137,10 @@ class _Emitter:
         boxed = self._box_many(self.stored, [self.values[at, 0] for at in held])
         for at, value in zip(held, boxed, strict=True):
             self.values[at, 0] = value
+        beside = gathered_beside(self.annotated, self.chosen, self.routers)
+        # Without a graph: what the body does to the gradient takes its place.
+        wholes = self._box_many([*beside.values()], [self.values[at, 0].detach() for at in beside])
+        self.wholes = dict(zip(beside, wholes, strict=True))
         return tuple(parameters), tuple(state)
 
     def _exports(self) -> list[fx.Proxy]:
@@ -149,9 +156,17 @@ class _Emitter:
         results = self._box_many(self.leaving, values)
         for at, position, source in readers:
             origin = self.annotated.sites[source.site]
-            target = self.chosen[at].inputs[position]
+            target, given = self.chosen[at].inputs[position], self.chosen[source.site]
+            target = given.carried if given.policy != "step" else target
             note = f"{origin.path}: {self._describe(target, origin.outputs[source.output])}"
             self.exported[at, position, 0] = self._read_by_body(origin, note)
+        read_whole: dict[int, fx.Proxy] = {}
+        for at, whole in self.wholes.items():
+            results.append(whole)
+            site, layout = self.annotated.sites[at], self.chosen[at].outputs[0]
+            note = f"{site.path}: {self._describe(layout, site.outputs[0])}"
+            read_whole[at] = self.body.placeholder(f"{site.name}_whole", note)
+        self.wholes = read_whole
         returned = [
             *(
                 (-1, n, each[0])
@@ -258,6 +273,8 @@ class _Emitter:
             given = self.exported.get((at, position, 0))
             if given is None:
                 given = self._converted(part, source, chosen.inputs[position], site.path)
+            elif self.chosen[source.site].policy != "step":
+                given = self._gathered(part, source, given)
             operands.append(given)
         if site.kind in ("box", "sent"):
             self.values[at, 0] = operands[0]
@@ -293,8 +310,9 @@ class _Emitter:
         )
         args = _fill(call.args, operands)
         kwargs = {k: _fill(v, operands) for k, v in call.kwargs.items() if k not in _PLACEMENT}
-        if site.rule is not None and site.rule.program is not None:
-            return site.rule.program(context, *args, **kwargs)
+        program = None if site.rule is None else site.rule.program_of(chosen.labels)
+        if program is not None:
+            return program(context, *args, **kwargs)
         return context.same_op(*args, **kwargs)
 
     def _converted(self, part: _Part, source: Source, target: Layout, path: str) -> fx.Proxy:
@@ -322,6 +340,31 @@ class _Emitter:
         text = f"{step.source} -> {step.target}"
         value = part.comm.box(value, text, axis=step.axis, sizes=step.sizes)
         value.node.meta["note"] = f"{each.path}: {self._price_note([(each, move)])}"
+        return value
+
+    def _gathered(self, part: _Part, source: Source, shard: fx.Proxy) -> fx.Proxy:
+        """A parameter for one of its readers in the body, by what its policy says."""
+        chosen, origin = self.chosen[source.site], self.annotated.sites[source.site]
+        each = gathering(chosen, origin.outputs[source.output], self.routers, origin.path)
+        steps = [m.bind(each.meta.shape, self.mesh, self.coordinates) for m in each.moves]
+        operands = [shard]
+        if chosen.policy == "reduce":
+            at = source.site if origin.kind == "parameter" else origin.inputs[0].site
+            operands.append(self.wholes[at])
+        run = part.comm.reduce if chosen.policy == "reduce" else part.comm.gather
+        value: fx.Proxy = run(
+            *operands,
+            [f"{step.source} -> {step.target}" for step in steps],
+            axes=[step.axis for step in steps],
+            sizes=[step.sizes for step in steps],
+        )
+        actions = [move.actions(each.meta.requires_grad) for move in each.moves]
+        there = " and ".join(forward for forward, *_ in actions)
+        back = " and ".join(way[1] for way in reversed(actions) if len(way) > 1)
+        done = "backward" if chosen.policy == "reduce" else f"{there} here and again in backward"
+        note = f"{done} {back}".strip() if chosen.policy == "reduce" else f"{done}, {back}"
+        size = each.meta.num_bytes
+        value.node.meta["note"] = f"{each.path}: {note.rstrip(', ')} of {size} bytes"
         return value
 
     def _box_many(self, conversions: list[Conversion], values: list[fx.Proxy]) -> list[fx.Proxy]:

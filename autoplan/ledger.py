@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autoplan.boxing import COLLECTIVES, Move
 from autoplan.buckets import Conversion, cut_buckets
-from autoplan.conversions import convert, prologue_conversions
+from autoplan.conversions import convert, gathered_beside, gathering, prologue_conversions
 from autoplan.formulate import priced_outputs
 from autoplan.layouts import B, Layout
 from autoplan.memory.schedule import Block
@@ -25,7 +25,7 @@ def collectives(
 ) -> tuple[Collective, ...]:
     """Every collective of one step, in graph order, equal ones at one place counted together."""
     counted: dict[tuple[str, int, str, str, str, str], int] = {}
-    entries = _entries(annotated, choices, pricer, whole_outputs)
+    entries = _entries(annotated, choices, pricer, whole_outputs, recomputed)
     for key, runs in (*entries, *_again(annotated, choices, pricer, recomputed)):
         counted[key] = counted.get(key, 0) + runs
     result = []
@@ -38,8 +38,40 @@ def collectives(
 _Key = tuple[str, int, str, str, str, str]
 
 
+def _gathers(
+    annotated: Annotated,
+    choices: Sequence[int],
+    pricer: Pricer,
+    read: tuple[int, int],
+    recomputed: Sequence[Block],
+) -> Iterator[tuple[_Key, int]]:
+    """What the body does to a parameter for one reader: gathers, again, and reduces."""
+    at, position = read
+    site = annotated.sites[at]
+    source = site.inputs[position]
+    origin = annotated.sites[source.site]
+    given, reader = origin.candidates[choices[source.site]], site.candidates[choices[at]]
+    times = pricer.gathers(given, site, reader, position)
+    # A second run gathers in any case, and leaves nothing to gather to its backward.
+    runs_again = any(at in block.again or at in block.reading for block in recomputed)
+    count = pricer.setting.microbatches
+    each = gathering(given, origin.outputs[source.output], pricer.routers, origin.path)
+    for move in each.moves:
+        for key in _entries_of([(each, move)], pricer, "body"):
+            if key[5] == "backward":
+                yield key, count
+            elif times:
+                yield key, count
+                if runs_again or times > 1:
+                    yield (*key[:5], AGAIN if runs_again else "backward"), count
+
+
 def _entries(
-    annotated: Annotated, choices: Sequence[int], pricer: Pricer, whole_outputs: bool
+    annotated: Annotated,
+    choices: Sequence[int],
+    pricer: Pricer,
+    whole_outputs: bool,
+    recomputed: Sequence[Block],
 ) -> Iterator[tuple[_Key, int]]:
     chosen = [s.candidates[c] for s, c in zip(annotated.sites, choices, strict=True)]
 
@@ -50,7 +82,8 @@ def _entries(
                 yield key, runs
 
     stored, leaving = prologue_conversions(annotated, chosen, pricer.routers)
-    for conversions in (stored, leaving):
+    beside = [*gathered_beside(annotated, chosen, pricer.routers).values()]
+    for conversions in (stored, beside, leaving):
         for bucket in cut_buckets(conversions, pricer.mesh):
             moves = [(conversions[number], move) for number, move in bucket]
             yield from ((key, 1) for key in _entries_of(moves, pricer, "prologue"))
@@ -59,6 +92,8 @@ def _entries(
         for position, source in enumerate(site.inputs):
             origin = annotated.sites[source.site]
             if origin.parameter_only and not site.parameter_only:
+                if chosen[source.site].policy != "step":
+                    yield from _gathers(annotated, choices, pricer, (at, position), recomputed)
                 continue
             phase = "prologue" if origin.parameter_only else "body"
             layout = chosen[source.site].outputs[source.output]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
 from autoplan.capture import Captured, check_arguments
-from autoplan.cost_models import Cluster, load_profile
+from autoplan.config import cluster_of
 from autoplan.errors import ConfigError, InputError, VerificationError
 from autoplan.launch import (
     start_process_group,
@@ -80,7 +80,7 @@ class ParallelModule(PipedModule):
         """The model's outputs in its own structure, as logical values on every rank."""
         example: Example = (args, kwargs)
         grad = "with" if torch.is_grad_enabled() else "without"
-        entry = self._entry_for_call(example, f"a call {grad} gradients")
+        entry = self._entry_for_call(example, f"a call {grad} gradients{self._handling}")
         relay = self._relay(entry)
         flat: list[Any] = [None] * len(entry.owners)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._request.setting.training):
@@ -130,7 +130,7 @@ class ParallelModule(PipedModule):
             if given is None:
                 given = stage.captured.constants[spec.name]
             inputs.append(executor.give(given, spec.layout))
-        return executor.run("prologue", stage.programs, inputs)
+        return self._run_prologue(stage, inputs)
 
     def _inputs(self, stage: StageEntry, leaves: Sequence[Any]) -> list[Any]:
         """The changing buffers and the flat arguments, as the body of a stage takes them."""
@@ -171,6 +171,7 @@ class ParallelModule(PipedModule):
         `forward_only` leaves the gradients alone. Raises InputError for a batch that does not
         divide, or a model without a scalar loss among its outputs.
         """
+        self._settle_for(args, kwargs, microbatches)
         count = self._request.setting.microbatches if microbatches is None else microbatches
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"microbatches must be a positive whole number, got {count!r}.")
@@ -187,7 +188,7 @@ class ParallelModule(PipedModule):
             twins = {id(argument): twin for argument, twin in wanted}
             example = pytree.tree_map(lambda leaf: twins.get(id(leaf), leaf), example)
         parts = self._cut(example, count)
-        asked = f"train_step(microbatches={count}, {outputs=}, {forward_only=})"
+        asked = f"train_step(microbatches={count}, {outputs=}, {forward_only=}){self._handling}"
         entry = self._entry_for_call(parts[0], asked)
         if entry.loss is None:
             raise InputError(
@@ -353,8 +354,7 @@ def _options_of(plan: Plan, devices: int, options: dict[str, Any]) -> dict[str, 
     if options.get("memory") is None:
         options["memory"] = plan.memory_limit_bytes
     if options.get("cluster") is None:
-        profile = load_profile(plan.cluster)
-        options["cluster"] = Cluster(profile, devices, plan.devices_per_node)
+        options["cluster"] = cluster_of(plan, devices)
     return options
 
 
@@ -399,8 +399,10 @@ def parallelize(
     start_process_group(devices)
     refuse_hooks(model)
     request = make_request(devices, **options)
-    if plan is not None and plan.pipeline is not None:
-        request = with_pipeline_of(request, plan)
+    if plan is not None:
+        request = replace(request, space=None)
+        if plan.pipeline is not None:
+            request = with_pipeline_of(request, plan)
     module = ParallelModule(model, request, plan, seed)
     if args is not None or kwargs is not None:
         module.prepare(() if args is None else args, {} if kwargs is None else kwargs)

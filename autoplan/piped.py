@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,14 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
+from torch.utils.hooks import RemovableHandle
 
 from autoplan.errors import ConfigError
 from autoplan.launch import distributed
 from autoplan.layouts import B, Layout
 from autoplan.pipelining.joined import schedule_of
 from autoplan.placed import Place as Held
-from autoplan.planned import Entry, PlannedModule
+from autoplan.planned import Entry, PlannedModule, StageEntry
 from autoplan.runtime.batches import Example
+from autoplan.runtime.handlers import GradientHandler, Unreduced, unreduced
 from autoplan.runtime.links import Place, share
 from autoplan.runtime.pipeline import pipeline_place, run_in_memory
 from autoplan.runtime.program import Constant, TensorSpec
@@ -31,6 +35,63 @@ class PipedModule(PlannedModule):
 
     _pipeline_place: Place | None = None
     _runners: dict[str, Any]
+    _handlers: Mapping[int, GradientHandler] = MappingProxyType({})
+    """The gradient handler in force, by the id of its handle; none, or one."""
+    _unreduced: Mapping[int, tuple[Unreduced, ...]] = MappingProxyType({})
+
+    def register_gradient_handler(self, handler: GradientHandler) -> RemovableHandle:
+        """Have `handler(path, gradient, reduce)` reduce every parameter's gradient; on every rank.
+
+        Called once in a step's backward for each parameter that a gradient reaches, on each of its
+        ranks, in place of the default reduction, over all microbatches. `gradient` is the rank's
+        own local gradient as the step reads the parameter: in data parallelism, of its own part of
+        the batch, whole, and not summed yet. It returns the rank's shard of the gradient as the
+        parameter is stored; `reduce(gradient)` is the default: the sum, cut to the shard, and a
+        collective, which all ranks call equally often. Where nothing is to be summed, `reduce` but
+        turns the layout. A loss is a mean over the whole batch, and so the gradients are added.
+
+        Stages that hold one parameter together each have it handled, and then add their gradients.
+        What the plan reduces in every microbatch comes summed, and is a shard already. `remove()`
+        of what is returned brings the default back. Raises ConfigError where there is a handler.
+
+            pm.register_gradient_handler(lambda path, g, reduce: reduce(g.bfloat16()).to(g.dtype))
+        """
+        if not callable(handler):
+            raise ConfigError(
+                "a gradient handler is a function handler(path, gradient, reduce), got "
+                f"{handler!r}."
+            )
+        if self._handlers:
+            raise ConfigError(
+                "there is a gradient handler already; remove it first, with the remove() of what "
+                "register_gradient_handler returned."
+            )
+        handlers: OrderedDict[int, GradientHandler] = OrderedDict()
+        handle = RemovableHandle(handlers)
+        handlers[handle.id] = handler
+        object.__setattr__(self, "_handlers", handlers)
+        return handle
+
+    @property
+    def _handling(self) -> str:
+        """What ranks must agree on: a handler on some alone would leave others waiting."""
+        return " with a gradient handler" * bool(self._handlers)
+
+    def _run_prologue(self, stage: StageEntry, inputs: Sequence[Any]) -> list[Any]:
+        """What the body reads of parameters and state, as they are stored."""
+        executor = self._executors[stage.rank]
+        if not self._handlers:
+            return executor.run("prologue", stage.programs, inputs)
+        if id(stage) not in self._unreduced:
+            made = tuple(unreduced(program) for program in stage.programs)
+            object.__setattr__(self, "_unreduced", {**self._unreduced, id(stage): made})
+        taken = self._unreduced[id(stage)]
+        (handler,) = self._handlers.values()
+        read = list(inputs)
+        for number, spec in enumerate(stage.programs[0].parameters):
+            steps = [each.steps[number] for each in taken]
+            read[number] = executor.handled(read[number], spec.name, steps, handler)
+        return executor.run("prologue", [each.program for each in taken], read)
 
     @property
     def _is_piped(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoplan.errors import ConfigError, LayoutError
@@ -44,7 +44,11 @@ class PipelineChoice:
 
 
 def pipeline_choice(
-    parallel: Mapping[str, Any] | None, preset: str | None, devices: int, microbatches: int
+    parallel: Mapping[str, Any] | None,
+    preset: str | None,
+    devices: int,
+    microbatches: int,
+    node_size: int | None = None,
 ) -> PipelineChoice | None:
     """The pipeline that `parallel` asks for; None if it has none, or one of size 1.
 
@@ -71,7 +75,7 @@ def pipeline_choice(
         schedule.name,
         schedule.chunks,
         _stage_map(options.get("stage_map"), size, schedule.chunks),
-        _meshes(options.get("stages"), parallel, preset, devices),
+        _meshes(options.get("stages"), parallel, preset, devices, node_size),
     )
     return None if size == 1 else choice
 
@@ -142,10 +146,14 @@ def _stage_map(value: Any, size: int, chunks: int) -> tuple[int, ...] | None:
 
 
 def _meshes(
-    value: Any, parallel: Mapping[str, Any], preset: str | None, devices: int
+    value: Any,
+    parallel: Mapping[str, Any],
+    preset: str | None,
+    devices: int,
+    node_size: int | None,
 ) -> tuple[tuple[MeshChoice, ...], ...] | None:
     """The meshes of each pipeline rank where `stages` is given."""
-    common = mesh_choices(parallel, preset, devices)
+    common = mesh_choices(parallel, preset, devices, node_size)
     if value is None:
         return None
     size = pipeline_size(parallel)
@@ -165,33 +173,34 @@ def _meshes(
             "for each pipeline rank, whose stages all share it, or None for the axes beside "
             "pipeline."
         )
-    beside = [key for key in ("data", "tensor", "mesh") if parallel.get(key) is not None]
+    axes = ("data", "tensor", "sequence", "expert", "mesh")
+    beside = [key for key in axes if parallel.get(key) is not None]
     if beside and None not in value:
         raise ConfigError(
             f"stages gives every pipeline rank its own axes, so that {' and '.join(beside)} beside "
             "pipeline would hold nowhere; leave that out, or give None in stages where it holds."
         )
     return tuple(
-        common if each is None else _own(each, rank, preset, devices // size)
+        common if each is None else _own(each, rank, preset, devices // size, node_size)
         for rank, each in enumerate(value)
     )
 
 
-def _own(value: Any, rank: int, preset: str | None, devices: int) -> tuple[MeshChoice, ...]:
+def _own(
+    value: Any, rank: int, preset: str | None, devices: int, node_size: int | None
+) -> tuple[MeshChoice, ...]:
     """The meshes of one pipeline rank, its demands named apart from those of others."""
     where = f"stages[{rank}]={value!r}, for {devices} device{'s' * (devices > 1)}"
     if isinstance(value, Mapping) and value.get("pipeline") is not None:
         raise ConfigError(f"{where}: a pipeline rank has no pipeline of its own; leave it out.")
     try:
-        choices = mesh_choices(value, preset, devices)
+        choices = mesh_choices(value, preset, devices, node_size)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return tuple(
-        MeshChoice(
-            choice.mesh,
-            choice.schemes,
-            choice.named,
-            {axis: f"{text} of stages[{rank}]" for axis, text in choice.written.items()},
+        replace(
+            choice,
+            written={axis: f"{text} of stages[{rank}]" for axis, text in choice.written.items()},
         )
         for choice in choices
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -12,6 +12,7 @@ from autoplan.errors import ConfigError, LayoutError, PlanFileError
 from autoplan.hints.pins import PinPrice
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
+from autoplan.policies import Policy
 
 if TYPE_CHECKING:
     from autoplan.why.frontier import Frontier
@@ -27,7 +28,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 class TensorRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A parameter, argument or module result: logical shape, largest local shape, layout as text.
 
-    `use` is the layout in which a step reads a parameter; `layout` the one it is stored in.
+    `use` is the layout in which a step reads a parameter; `layout` the one it is stored in;
+    `policy` says when the one is made of the other.
     """
 
     path: str
@@ -37,6 +39,7 @@ class TensorRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     local_shape: tuple[Count, ...]
     layout: str
     use: str = ""
+    policy: Policy = "step"
 
 
 class OperationRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -188,6 +191,20 @@ class Pipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(loads) / mean - 1 if mean else 0.0
 
 
+class ShapeRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A shape that the search looked at: a pipeline, a mesh, microbatches.
+
+    `at_least_s`: no plan of it takes less; `about_s`: its estimate, `step_time_s`: its best plan,
+    0.0 where there is none.
+    """
+
+    shape: str
+    status: str
+    at_least_s: Seconds
+    about_s: Seconds = 0.0
+    step_time_s: Seconds = 0.0
+
+
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """One plan. Layouts are text here; `layout(path)` reads them.
 
@@ -227,6 +244,13 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Of a pipeline: the plan of every stage, on its own mesh; its choices are in them alone."""
     wires: dict[str, str] = {}
     """Of a stage: the layouts of the values that it receives and sends, by graph node."""
+    num_shapes: Count = 0
+    """Shapes that the search chose from; 0 where all was given."""
+    shapes: tuple[ShapeRow, ...] = ()
+    """The best of them."""
+    config: dict[str, Any] = {}
+    """Every option as it was resolved: `autoplan.plan(model, args, **plan.config)` asks for the
+    same. Of a stage empty."""
 
     @property
     def mesh(self) -> Mesh:
@@ -256,6 +280,20 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         near = difflib.get_close_matches(path, known, n=1)
         meant = f" (did you mean {near[0]!r}?)" if near else ""
         raise LayoutError(f"the plan has no parameter, argument or module {path!r}{meant}.")
+
+    @property
+    def scheme(self) -> str:
+        """The known scheme that the plan is, axis by axis; see `autoplan.schemes`."""
+        from autoplan.schemes import scheme_of
+
+        return scheme_of(self).name
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """What of the plan is not as `scheme` says."""
+        from autoplan.schemes import scheme_of
+
+        return scheme_of(self).departures
 
     @property
     def stage_map(self) -> dict[str, int]:

@@ -24,15 +24,25 @@ from autoplan.pipelining.follow import adopt_pipeline, follow_pipeline
 from autoplan.placed import Place
 from autoplan.plan import Plan, decode_plan, encode_plan
 from autoplan.planfiles.follow import adopt, follow
-from autoplan.planning import Planned, PlannedPipeline, check_local_inputs, plan_captured
+from autoplan.planning import (
+    Planned,
+    PlannedPipeline,
+    Settled,
+    check_local_inputs,
+    plan_captured,
+    settle,
+)
 from autoplan.recompute.emission import recompute_blocks
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
-from autoplan.runtime.batches import Example, whole_batch
+from autoplan.runtime.batches import Example, batch_size, whole_batch
 from autoplan.runtime.batches import microbatches as cut_microbatches
 from autoplan.runtime.program import Program
+from autoplan.space.captures import Captures
+from autoplan.space.shapes import request_at
 from autoplan.state import StatefulModule
 from autoplan.strategies.random import is_random
+from autoplan.strategies.rule import TensorMeta
 from autoplan.structure import structure_of
 
 
@@ -94,6 +104,7 @@ class PlannedModule(StatefulModule):
         super().__init__(model, seed)
         self._request = request
         self._given_plan = plan
+        self._settled: Settled | None = None
         self._entries: dict[Any, Entry] = {}
         # Its structure without data, outside of nn.Module's registry, to be captured for every
         # form of arguments.
@@ -128,7 +139,49 @@ class PlannedModule(StatefulModule):
         if self._request.local_inputs:
             self._check_local_inputs()
             example = whole_batch(example, self._request.devices)
+        self._settle(example)
         self._entry(self._cut(example, self._request.setting.microbatches)[0])
+
+    def _settle_for(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, microbatches: int | None
+    ) -> None:
+        """Search what is open for the arguments of a step; given microbatches are not open."""
+        space = self._request.space
+        if space is None:
+            return
+        if microbatches is not None and space.microbatches is None:
+            space = replace(space, microbatches=microbatches)
+            self._request = replace(self._request, space=space)
+        example: Example = (tuple(args), dict(kwargs or {}))
+        if self._request.local_inputs:
+            self._check_local_inputs()
+            example = whole_batch(example, self._request.devices)
+        self._settle(example)
+
+    def _settle(self, example: Example) -> None:
+        """Search what the request leaves open, for a whole batch: rank 0 does, all take it over."""
+        if self._request.space is None:
+            return
+        captures = Captures(
+            lambda count: self._capture(self._cut(example, count)[0]),
+            batch_size(example),
+            alike=not self._request.hints,
+        )
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            self._settled = settle(captures, self._request)
+            self._request = self._settled.request
+            return
+        box: list[Any] = [None]
+        if dist.get_rank() == 0:
+            try:
+                self._settled = settle(captures, self._request)
+                box = [self._settled.shape]
+            except AutoplanError as error:
+                box = [error]
+        dist.broadcast_object_list(box, src=0)
+        if isinstance(box[0], AutoplanError):
+            raise box[0]
+        self._request = request_at(self._request, box[0])
 
     def _cut(self, example: Example, count: int) -> list[Example]:
         """Microbatches; the graph of the whole batch says which arguments carry it."""
@@ -183,10 +236,13 @@ class PlannedModule(StatefulModule):
         return self._entries[key]
 
     def _make_entry(self, example: Example) -> Entry:
-        captured = self._capture(example)
+        settled, self._settled = self._settled, None
+        if settled is not None and not self._forms_match(settled, example):
+            settled = None
+        captured = self._capture(example) if settled is None else settled.captured
         if self._request.local_inputs:
             check_local_inputs(captured)
-        planned = self._agree_on_plan(captured)
+        planned = self._agree_on_plan(captured, settled)
         if not self._executors:
             self._place(_meshes(planned), _places(planned))
         sites = [site for stage in planned.stages for site in stage.annotated.sites]
@@ -216,7 +272,19 @@ class PlannedModule(StatefulModule):
             for rank in (executor.ranks if executor is not None else ())
         )
 
-    def _agree_on_plan(self, captured: Captured) -> Planned | PlannedPipeline:
+    def _forms_match(self, settled: Settled, example: Example) -> bool:
+        """Whether a search has captured the model with arguments like these."""
+        leaves = pytree.tree_leaves(example)
+        known = settled.captured.leaves
+        return len(leaves) == len(known) and all(
+            tuple(leaf.shape) == meta.shape and leaf.dtype == meta.dtype
+            for leaf, meta in zip(leaves, known, strict=True)
+            if isinstance(leaf, Tensor) and isinstance(meta, TensorMeta)
+        )
+
+    def _agree_on_plan(
+        self, captured: Captured, known: Settled | None = None
+    ) -> Planned | PlannedPipeline:
         """Plan on rank 0 alone, and let all follow: a time limit may cut ranks differently."""
         plan = self._given_plan if not self._entries else None
         request = self._request
@@ -228,6 +296,9 @@ class PlannedModule(StatefulModule):
                 return adopt_pipeline(captured, plan, request)
             if plan is not None:
                 return adopt(captured, plan, request)
+            if known is not None:
+                found, tried = known.found, known.tried
+                return plan_captured(captured, request, self._model_name, found, tried)
             return plan_captured(captured, request, self._model_name)
 
         if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -317,6 +388,9 @@ class PlannedModule(StatefulModule):
             )
         if self._request.local_inputs:
             self._check_local_inputs()
+        if self._request.space is not None:
+            whole = whole_batch(example, self._request.devices)
+            self._settle(whole if self._request.local_inputs else example)
         key = self._key(example)
         known, local = key in self._seen, self._request.local_inputs
         agree_on_arguments(key[1:3], example, local, known, asked)

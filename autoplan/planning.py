@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from autoplan.baselines import baselines
 from autoplan.batch import arguments_without_batch
 from autoplan.capture import Captured, capture, check_arguments
+from autoplan.config import resolved_config
 from autoplan.describe import describe_plan
 from autoplan.errors import ConfigError, HintError, InfeasibleError, InputError
 from autoplan.found import Found
@@ -20,16 +22,21 @@ from autoplan.hints.conflicts import explain_conflict
 from autoplan.hints.demands import Demand, demands_of, only
 from autoplan.hints.pins import PinPrice, price_pins
 from autoplan.memory.schedule import Block
+from autoplan.parallel import MeshChoice
 from autoplan.pipelining.describe import describe_pipeline
 from autoplan.pipelining.planner import Piped, search_pipeline
 from autoplan.pipelining.splitting import Split
-from autoplan.plan import Baseline, Plan
+from autoplan.plan import Plan
 from autoplan.pricing import Pricer
 from autoplan.registry import rules_in_force
 from autoplan.request import Request, make_request
-from autoplan.runtime.batches import Example, microbatches, whole_batch
+from autoplan.runtime.batches import Example, batch_size, microbatches, whole_batch
 from autoplan.search import search
 from autoplan.sites import Annotated
+from autoplan.space.captures import Captures
+from autoplan.space.search import NoPlanError, search_space
+from autoplan.space.shapes import Shape
+from autoplan.space.tried import Tried, rows_of
 from autoplan.structure import structure_of
 from autoplan.why.origin import Origin, recapture
 
@@ -59,18 +66,51 @@ class PlannedPipeline:
     split: Split
 
 
-def plan_captured(captured: Captured, request: Request, model: str) -> Planned | PlannedPipeline:
+def plan_captured(
+    captured: Captured,
+    request: Request,
+    model: str,
+    found: Found | Piped | None = None,
+    tried: Sequence[Tried] = (),
+) -> Planned | PlannedPipeline:
     """The best plan over the request's meshes, with baselines and the prices of its hints.
 
-    Raises HintError or InfeasibleError if none works, naming a smallest set of demands that
-    conflict and the cheapest one to give up.
+    `found`: the best, where a search knows it already, of the shapes it `tried`. Raises HintError
+    or InfeasibleError if none works, naming a smallest set of demands that conflict and the
+    cheapest one to give up.
     """
-    with _settled_heap():
-        return _plan_captured(captured, request, model)
+    with settled_heap():
+        return _plan_captured(captured, request, model, found, tried)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a search made of a request: one that leaves nothing open, its model, and the best."""
+
+    request: Request
+    captured: Captured
+    shape: Shape | None = None
+    found: Found | Piped | None = None
+    tried: tuple[Tried, ...] = ()
+
+
+def settle(captures: Captures, request: Request) -> Settled:
+    """Close what a request leaves open: search it; raises as `plan_captured` does."""
+    if request.space is None:
+        return Settled(request, captures.whole(request.setting.microbatches))
+    with settled_heap():
+        try:
+            searched = search_space(captures, request)
+        except NoPlanError as error:
+            plan_captured(error.captured, error.request, "")  # explains what conflicts
+            raise error.cause from error
+    return Settled(
+        searched.request, searched.captured, searched.shape, searched.found, searched.tried
+    )
 
 
 @contextlib.contextmanager
-def _settled_heap() -> Iterator[None]:
+def settled_heap() -> Iterator[None]:
     """What is there already is left out of garbage collection.
 
     A third of planning's time would go into looking through torch's objects again and again.
@@ -85,7 +125,13 @@ def _settled_heap() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _plan_captured(captured: Captured, request: Request, model: str) -> Planned | PlannedPipeline:
+def _plan_captured(
+    captured: Captured,
+    request: Request,
+    model: str,
+    found: Found | Piped | None,
+    tried: Sequence[Tried],
+) -> Planned | PlannedPipeline:
     demands = demands_of(captured, request)
 
     def best(captured: Captured, request: Request) -> Found | Piped:
@@ -97,26 +143,36 @@ def _plan_captured(captured: Captured, request: Request, model: str) -> Planned 
         return best(*only(captured, request, kept))
 
     try:
-        found = best(captured, request)
+        found = best(captured, request) if found is None else found
     except (HintError, InfeasibleError) as error:
         raise explain_conflict(demands, without, error) from error
     pins = _pin_prices(found, demands, without, request)
     if isinstance(found, Piped):
-        return _planned_pipeline(found, request, model, baselines(captured, request), pins)
+        plan = describe_pipeline(found, request, model, baselines(captured, request), pins)
+        meshes: Sequence[MeshChoice] = found.staged.frame.meshes
+        return _planned_pipeline(_with_request(plan, request, meshes, tried), found)
     plan = describe_plan(found, request, model, baselines(captured, request), pins)
+    mesh = found.annotated.mesh
+    meshes = [next((each for each in request.meshes if each.mesh == mesh), MeshChoice(mesh))]
+    plan = _with_request(plan, request, meshes, tried)
     plan.remember(Origin(captured, request, model))
     choices = found.solution.choices
     return Planned(plan, found.annotated, choices, found.pricer, found.recomputed)
 
 
-def _planned_pipeline(
-    found: Piped,
-    request: Request,
-    model: str,
-    known: tuple[Baseline, ...],
-    pins: tuple[PinPrice, ...],
-) -> PlannedPipeline:
-    plan = describe_pipeline(found, request, model, known, pins)
+def _with_request(
+    plan: Plan, request: Request, meshes: Sequence[MeshChoice], tried: Sequence[Tried]
+) -> Plan:
+    """The plan with what was asked, resolved, and the shapes that it was chosen from."""
+    return msgspec.structs.replace(
+        plan,
+        config=resolved_config(request, plan, meshes),
+        num_shapes=len(tried),
+        shapes=rows_of(tried) if len(tried) > 1 else (),
+    )
+
+
+def _planned_pipeline(plan: Plan, found: Piped) -> PlannedPipeline:
     stages = tuple(
         Planned(described, each.annotated, each.solution.choices, each.pricer, each.recomputed)
         for described, each in zip(plan.stages, found.staged.stages, strict=True)
@@ -146,14 +202,16 @@ def plan(
         raise ConfigError(f"plan takes an nn.Module, got {model!r}; build the model first.")
     request = make_request(devices, **options)
     kwargs = {} if kwargs is None else kwargs
-    captured = capture_microbatch(model, args, kwargs, request)
+    example = check_example(args, kwargs)
+    settled = settle(captures_of(model, example, request), request)
+    request, captured = settled.request, settled.captured
     name, structure = type(model).__name__, structure_of(model)
     again = recapture(
         captured,
         (tuple(args), dict(kwargs)),
         lambda example: capture_microbatch(structure, *example, request),
     )
-    planned = plan_captured(captured, request, name)
+    planned = plan_captured(captured, request, name, settled.found, settled.tried)
     return planned.plan.remember(Origin(captured, request, name, again))
 
 
@@ -174,6 +232,25 @@ def capture_microbatch(
         return captured
     parts = microbatches(example, count, arguments_without_batch(captured, rules_in_force()))
     return capture(model, *parts[0], training=training)
+
+
+def check_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Example:
+    """Example arguments, checked."""
+    check_arguments(args, kwargs)
+    return tuple(args), dict(kwargs)
+
+
+def captures_of(model: nn.Module, example: Example, request: Request) -> Captures:
+    """The model at every number of microbatches of the batch that `example` is."""
+
+    def capture_at(count: int) -> Captured:
+        asked = replace(request, setting=replace(request.setting, microbatches=count))
+        return capture_microbatch(model, *example, asked)
+
+    rows = batch_size(example)
+    if request.local_inputs and rows is not None:
+        rows *= request.devices
+    return Captures(capture_at, rows, alike=not request.hints)
 
 
 def check_local_inputs(captured: Captured) -> None:

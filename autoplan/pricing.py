@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoplan.boxing import COLLECTIVES, Router
-from autoplan.buckets import Routers
+from autoplan.buckets import Routers, bucketed
+from autoplan.conversions import gathering
 from autoplan.cost_models import CostModel, ParameterBytes, Work
 from autoplan.layouts import B, Layout, local_shape
 from autoplan.mesh import Mesh
@@ -62,6 +63,7 @@ class Pricer:
         self.routers = Routers.of(mesh, self._step_price, whole_nanoseconds)
         self._site_costs: dict[Any, FloatArray] = {}
         self._edges: dict[Any, FloatArray] = {}
+        self._gatherings: dict[tuple[Candidate, TensorMeta], tuple[float, float]] = {}
         # What the keys above tell apart by identity: held, so that nothing else takes its place.
         self._known: dict[int, Any] = {}
 
@@ -135,14 +137,26 @@ class Pricer:
         rows, row_of = distinct(
             [each.storage for each in site.candidates if each.storage is not None]
         )
-        columns, column_of = distinct([each.outputs[0] for each in site.candidates])
+        columns, column_of = distinct([each.carried for each in site.candidates])
         router = self.routers.prologue
         gathering = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
         stepping = [self.optimizer_time_s(meta, storage) for storage in rows]
-        return [
-            float(gathering[row, column]) + stepping[row]
-            for row, column in zip(row_of, column_of, strict=True)
+        beside = [
+            self._beside_s(each, meta) if each.policy == "reduce" else 0.0
+            for each in site.candidates
         ]
+        return [
+            float(gathering[row, column]) + stepping[row] + whole
+            for row, column, whole in zip(row_of, column_of, beside, strict=True)
+        ]
+
+    def _beside_s(self, candidate: Candidate, meta: TensorMeta) -> float:
+        """Gathering once a step, in a bucket, what the body reduces the gradient of."""
+        price, total = bucketed(self._step_price), 0.0
+        for move in gathering(candidate, meta, self.routers, "").moves:
+            size, axis = move.whole_bytes(meta.shape, meta.itemsize, self.mesh), move.axis
+            total += whole_nanoseconds(price(move.actions(False)[0], self.mesh.axes[axis], size))
+        return total
 
     def _op_s(self, site: Site) -> list[float]:
         return [self.runs(site) * sum(self.op_times_s(site, each)) for each in site.candidates]
@@ -175,9 +189,55 @@ class Pricer:
             costs = router.costs(rows, columns, meta.shape, meta.itemsize, meta.requires_grad)
             if source.parameter_only and source.kind != "constant":
                 costs = np.where(self._grows(rows, columns, meta), np.inf, costs)
-            self._edges[key] = runs * costs[np.ix_(row_of, column_of)]
+            matrix = runs * costs[np.ix_(row_of, column_of)]
+            if any(each.policy != "step" for each in (*source.candidates, *reader.candidates)):
+                self._price_policies(matrix, source, reader, position, meta)
+            self._edges[key] = matrix
             self._edges[key].flags.writeable = False
         return self._edges[key]
+
+    def _price_policies(
+        self, matrix: FloatArray, source: Site, reader: Site, position: int, meta: TensorMeta
+    ) -> None:
+        """Write the rows of what the body gathers: by every reader, and as it reads it.
+
+        A boxing site behind a parameter passes storage and policy on, and nothing else joins them.
+        """
+        passes_on = reader.kind == "box" and source.kind == "parameter"
+        for row, one in enumerate(source.candidates):
+            if passes_on:
+                for column, other in enumerate(reader.candidates):
+                    if one.policy != other.policy or one.policy != "step":
+                        alike = (one.policy, one.storage, one.outputs)
+                        same = alike == (other.policy, other.storage, other.outputs)
+                        matrix[row, column] = 0.0 if same else np.inf
+            elif one.policy != "step":
+                readers = enumerate(reader.candidates)
+                read = [n for n, other in readers if other.inputs[position] == one.outputs[0]]
+                matrix[row] = np.inf
+                matrix[row, read] = [
+                    self.gathering_s(one, reader, reader.candidates[n], position, meta)
+                    for n in read
+                ]
+
+    def gathering_s(
+        self, one: Candidate, reader: Site, other: Candidate, position: int, meta: TensorMeta
+    ) -> float:
+        """Seconds a step that the body spends on a parameter under a policy, for one reader."""
+        key = one, meta
+        if key not in self._gatherings:
+            self._gatherings[key] = self.conversion_times_s(one.carried, one.outputs[0], meta)
+        forward_s, backward_s = self._gatherings[key]
+        again = self.gathers(one, reader, other, position)
+        return self.setting.microbatches * (again * forward_s + backward_s)
+
+    def gathers(self, one: Candidate, reader: Site, other: Candidate, position: int) -> int:
+        """How often a microbatch gathers a parameter for one reader: again where it is kept."""
+        if one.policy != "microbatch":
+            return 0
+        trains = self.setting.training and any(meta.requires_grad for meta in reader.outputs)
+        keeps = reader.kept or position in op_memory(reader, other, self.mesh).saves
+        return 1 + (trains and keeps)
 
     def _grows(
         self, rows: Sequence[Layout], columns: Sequence[Layout], meta: TensorMeta
@@ -247,10 +307,10 @@ def local_context(
 
 def inner_collectives(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[InnerCollective, ...]:
     """Collectives inside the local program, sized for the largest shard."""
-    if site.rule is None or site.rule.inner is None or site.call is None:
+    inner = None if site.rule is None else site.rule.inner_of(candidate.labels)
+    if inner is None or site.call is None:
         return ()
-    context = local_context(site, candidate, mesh, (0,) * mesh.ndim)
-    return tuple(site.rule.inner(site.call, context))
+    return tuple(inner(site.call, local_context(site, candidate, mesh, (0,) * mesh.ndim)))
 
 
 def local_work(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[Work, Work | None]:
@@ -262,7 +322,9 @@ def local_work(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[Work, Work
     share = _share(site, candidate, mesh)
     flops = share * (rule.total_flops(call) if rule is not None else float(call.outputs[0].numel))
     moved = float(
-        _bytes(call.inputs, candidate.inputs, mesh) + _bytes(call.outputs, candidate.outputs, mesh)
+        _bytes(call.inputs, candidate.inputs, mesh)
+        + _bytes(call.outputs, candidate.outputs, mesh)
+        + _streamed_bytes(site, candidate, mesh)
     )
     if rule is not None and rule.kind != "free" and call.op == "aten.embedding.default":
         moved = 2.0 * _bytes(call.outputs, candidate.outputs, mesh)
@@ -271,6 +333,12 @@ def local_work(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[Work, Work
         return forward, None
     factor = _backward_factor(call, rule, kind)
     return forward, Work(kind, factor * flops, max(factor, 1.0) * moved, dtype)  # type: ignore[arg-type]
+
+
+def _streamed_bytes(site: Site, candidate: Candidate, mesh: Mesh) -> int:
+    """What comes by in blocks is read as well."""
+    inner = inner_collectives(site, candidate, mesh)
+    return sum(each.size_bytes for each in inner if each.kind == "broadcast" and not each.backward)
 
 
 def _backward_factor(call: OpCall, rule: Rule | None, kind: str) -> float:

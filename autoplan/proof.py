@@ -110,8 +110,8 @@ def observe(
 def prove_on(
     mesh: Mesh, experiment: Experiment, rules: Mapping[str, Rule] = RULES
 ) -> tuple[Proof, ...]:
-    """A proof for every candidate of the experiment's op on `mesh`."""
-    annotated = annotate(experiment.captured, mesh, rules)
+    """A proof for every candidate of the experiment's op on `mesh`, the lean ones too."""
+    annotated = annotate(experiment.captured, mesh, rules, lean=True)
     ops = [at for at, site in enumerate(annotated.sites) if site.kind == "op"]
     if len(ops) != 1:
         names = [annotated.sites[at].name for at in ops]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from autoplan.hints.pins import PinPrice
 from autoplan.plan import Collective, OperationRow, Plan, TensorRow
+from autoplan.policies import POLICY_TEXTS
 from autoplan.report_pipeline import (
     located_collectives,
     located_tensors,
@@ -18,9 +19,11 @@ from autoplan.report_pipeline import (
     print_pipeline,
     proven_of_pipeline,
 )
+from autoplan.schemes import scheme_of
 from autoplan.units import seconds, size
 
 _WIDTH = 118
+_MOST_DEPARTURES = 8
 
 
 def report(plan: Plan) -> str:
@@ -33,6 +36,7 @@ def report(plan: Plan) -> str:
     _collectives(console, plan)
     _memory(console, plan)
     _certificate(console, plan)
+    _shapes(console, plan)
     _operations_without_rule(console, plan)
     _hints(console, plan.hints, plan.pins)
     if plan.notes:
@@ -53,6 +57,7 @@ def _head(console: Console, plan: Plan) -> None:
     console.print(f"mesh: {plan.mesh}", highlight=False)
     for axis in plan.mesh.axes:
         console.print(f"  {axis}: ranks {plan.mesh.groups(axis)}", markup=False, highlight=False)
+    _scheme(console, plan)
     table = Table(box=None, pad_edge=False)
     for column in ("", "step time", "peak memory a device", ""):
         table.add_column(column, justify="left" if not column else "right")
@@ -72,6 +77,30 @@ def _head(console: Console, plan: Plan) -> None:
     console.print(table, markup=False, highlight=False)
 
 
+def _scheme(console: Console, plan: Plan) -> None:
+    """The known scheme that the plan is, and where it is not."""
+    found = scheme_of(plan)
+    console.print(f"scheme: {found.name}", markup=False, highlight=False)
+    for line in found.departures[:_MOST_DEPARTURES]:
+        console.print(f"  but {line}", markup=False, highlight=False)
+    if len(found.departures) > _MOST_DEPARTURES:
+        console.print(f"  and {len(found.departures) - _MOST_DEPARTURES} more", highlight=False)
+
+
+def _shapes(console: Console, plan: Plan) -> None:
+    """What the search chose from."""
+    if not plan.shapes:
+        return
+    console.print(f"\nsearch: the best of {plan.num_shapes} shapes", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("shape", "at least", "about", "step time", ""):
+        table.add_column(column, justify="left" if column in ("shape", "") else "right")
+    for row in plan.shapes:
+        known = (row.at_least_s, row.about_s, row.step_time_s)
+        table.add_row(row.shape, *(seconds(each) if each else "" for each in known), row.status)
+    console.print(table, markup=False, highlight=False)
+
+
 def _template(path: str) -> str:
     """A path with its block numbers taken out."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
@@ -82,7 +111,7 @@ def _tensors(console: Console, plan: Plan) -> None:
     console.print("\nlayouts (* is any block; a parameter stored and read differently shows both)")
     groups: dict[tuple[object, ...], list[tuple[TensorRow, int]]] = {}
     for row, stage in located_tensors(plan):
-        key = (_template(row.path), row.kind, row.shape, row.layout, row.use)
+        key = (_template(row.path), row.kind, row.shape, row.layout, row.use, row.policy)
         groups.setdefault(key, []).append((row, stage))
     table = Table(box=None, pad_edge=False)
     for column in ("path", "kind", "logical", "local", "layout", "times"):
@@ -93,6 +122,7 @@ def _tensors(console: Console, plan: Plan) -> None:
         layout = row.layout
         if row.use and row.use != row.layout and row.use.replace("B/P", "B") != row.layout:
             layout = f"{row.layout} read {row.use}"
+        layout += POLICY_TEXTS[row.policy]
         times = len({each.path for each, _ in rows})
         path = _template(row.path) if times > 1 else row.path
         shapes = str(list(row.shape)), str(list(row.local_shape))

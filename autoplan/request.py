@@ -17,6 +17,7 @@ from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
 from autoplan.pipeline_choice import PipelineChoice, pipeline_choice
 from autoplan.pricing import Pricer, Setting
+from autoplan.space.shapes import Space, divisors_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Request:
     """Layouts of parameters that exist already, when another form of arguments is planned."""
     pipeline: PipelineChoice | None = None
     """Then `meshes` are those of one pipeline rank's devices."""
+    space: Space | None = None
+    """What is left open beyond the meshes; None where nothing is."""
 
     def pricer(self, mesh: Mesh) -> Pricer:
         """Prices of the cluster on one mesh."""
@@ -59,7 +62,7 @@ def make_request(
     memory: int | float | str | None = None,
     training: bool = True,
     optimizer: str = "adamw",
-    microbatches: int = 1,
+    microbatches: int | str = 1,
     time_limit_s: float = 60.0,
     gap: float = 0.0,
     local_inputs: bool = False,
@@ -67,8 +70,7 @@ def make_request(
     recompute: bool | str | Sequence[str] | None = None,
 ) -> Request:
     """Check the arguments of `plan` and `parallelize`; ConfigError names what is wrong."""
-    if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
-        raise ConfigError(f"microbatches must be a positive whole number, got {microbatches!r}.")
+    count = _read_microbatches(microbatches)
     if not isinstance(training, bool):
         raise ConfigError(f"training must be True or False, got {training!r}.")
     if (
@@ -90,29 +92,92 @@ def make_request(
         )
     if not isinstance(optimizer, str):
         raise ConfigError(f"optimizer is a name such as 'adamw' or 'none', got {optimizer!r}.")
-    meshes = mesh_choices(parallel, preset, devices)
-    pipeline = pipeline_choice(parallel, preset, devices, microbatches)
+    sizes = _pipeline_sizes(parallel, preset, _checked(devices), count)
+    loaded = load_cluster(cluster, devices, default=_local_profile())
+    meshes: tuple[MeshChoice, ...] = ()
+    pipeline = None
+    if sizes is None or parallel is None:
+        meshes = mesh_choices(parallel, preset, devices, loaded.node_size)
+        pipeline = pipeline_choice(parallel, preset, devices, count or 1, loaded.node_size)
     if pipeline is not None and local_inputs:
         raise ConfigError(
             "local_inputs=True with a pipeline: ranks of later stages have no part of the batch of "
             "their own; pass the whole batch on every rank, each takes what it needs."
         )
-    loaded = load_cluster(cluster, devices, default=_local_profile())
     limit = loaded.memory_bytes if memory is None else read_bytes(memory)
+    space = None
+    if sizes is not None or count is None or (parallel is None and preset is None):
+        own = (1 if pipeline is None else pipeline.size,)
+        names = _names_schedule(parallel)
+        space = Space(devices, loaded.node_size, parallel, preset, sizes or own, count, names)
+        space.check()
     return Request(
         devices,
         loaded,
         meshes,
         {} if hints is None else hints,
         int(limit),
-        Setting(training, optimizer, microbatches, loaded.profile.device_type),
+        Setting(training, optimizer, count or 1, loaded.profile.device_type),
         time_limit_s,
         gap,
         local_inputs,
         whole_outputs,
         recompute=read_recompute(recompute, training),
         pipeline=pipeline,
+        space=space,
     )
+
+
+def _checked(devices: int) -> int:
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ConfigError(f"devices must be a positive number, got {devices!r}.")
+    return devices
+
+
+def _read_microbatches(microbatches: int | str) -> int | None:
+    """Their number; None for "auto"."""
+    if microbatches == "auto":
+        return None
+    if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
+        raise ConfigError(
+            f"microbatches must be a positive whole number, got {microbatches!r}; 'auto' leaves "
+            "their number to the planner."
+        )
+    return microbatches
+
+
+def _is_open(pipeline: Mapping[str, Any]) -> bool:
+    """Whether something is said of a pipeline, but not its size."""
+    said = any(each is not None for each in pipeline.values())
+    return said and pipeline.get("size", "auto") in (None, "auto")
+
+
+def _names_schedule(parallel: Mapping[str, Any] | None) -> bool:
+    """Whether the user fixes how a pipeline is run or cut."""
+    given = parallel.get("pipeline") if isinstance(parallel, Mapping) else None
+    keys = ("schedule", "chunks", "stage_map", "stages")
+    return isinstance(given, Mapping) and any(given.get(key) is not None for key in keys)
+
+
+def _pipeline_sizes(
+    parallel: Mapping[str, Any] | None, preset: str | None, devices: int, count: int | None
+) -> tuple[int, ...] | None:
+    """The sizes in question of a pipeline that is left open; None where it is given or left out.
+
+    Nothing but devices: any size, unless all is one microbatch, which a pipeline runs stage after
+    stage: copies do that without sending. A pipeline without a size: any from 2 on.
+    """
+    if parallel is None and preset is None:
+        return None if count == 1 else divisors_of(devices)
+    given = parallel.get("pipeline") if isinstance(parallel, Mapping) else None
+    if given == "auto":
+        return divisors_of(devices)
+    if isinstance(given, Mapping) and _is_open(given):
+        fixed = [key for key in ("stage_map", "stages") if given.get(key) is not None]
+        if fixed:
+            return None  # refused where the pipeline is read: these need a size
+        return divisors_of(devices)[1:]
+    return None
 
 
 def read_recompute(

@@ -14,12 +14,14 @@ from autoplan.found import Found
 from autoplan.hints import Hint, parse_hints
 from autoplan.hints.inside import hints_in_forward
 from autoplan.layouts import Layout
+from autoplan.lean import solve_lean_where_memory_asks
 from autoplan.memory.within_memory import TooLittleMemoryError
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
-from autoplan.recompute.choose import solve_recomputing
+from autoplan.recompute.choose import Chosen, solve_recomputing
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
+from autoplan.sites import Annotated
 from autoplan.solver.problem import relative_gap
 from autoplan.strategies.presets import preset_hints
 
@@ -80,10 +82,15 @@ def find_with_hints(
     wires: Mapping[str, Layout] | None = None,
 ) -> Found:
     """The best on one mesh, of a model or of a pipeline stage whose values travel as `wires`."""
-    rules = rules_in_force()
-    annotated = annotate(captured, mesh, rules, hints, request.local_inputs, wires=wires)
-    pricer = request.pricer(mesh)
-    chosen = solve_recomputing(annotated, pricer, request)
+    rules, pricer = rules_in_force(), request.pricer(mesh)
+
+    def solve(request: Request, lean: bool) -> tuple[Annotated, Chosen]:
+        annotated = annotate(
+            captured, mesh, rules, hints, request.local_inputs, wires=wires, lean=lean
+        )
+        return annotated, solve_recomputing(annotated, pricer, request)
+
+    annotated, chosen = solve_lean_where_memory_asks(solve, request, hints, mesh)
     return Found(hints, annotated, pricer, chosen.solution, chosen.memory, chosen.recomputed)
 
 

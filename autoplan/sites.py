@@ -13,8 +13,9 @@ from torch import fx
 
 from autoplan.capture import Captured
 from autoplan.hints import Hint
-from autoplan.layouts import Layout
+from autoplan.layouts import Layout, Split
 from autoplan.mesh import Mesh
+from autoplan.policies import POLICY_TEXTS, Policy
 from autoplan.strategies.notation import Bound
 from autoplan.strategies.rule import Arg, OpCall, Rule, TensorMeta
 
@@ -25,19 +26,39 @@ SiteKind = Literal["parameter", "input", "buffer", "constant", "received", "op",
 class Candidate:
     """One choice of a site: a layout for every tensor that it reads and writes.
 
-    `labels` name the signature on each axis. `storage` is a parameter's layout between steps, and
-    its output the layout in which the step reads it.
+    `labels` name the signature on each axis. `storage` is a parameter's layout between steps, its
+    output the layout in which the step reads it, and `policy` when the one is made of the other.
+    A boxing site behind a parameter has its storage and policy, too, where that is not "step".
     """
 
     labels: tuple[str, ...]
     inputs: tuple[Layout, ...]
     outputs: tuple[Layout, ...]
     storage: Layout | None = None
+    policy: Policy = "step"
 
     def __str__(self) -> str:
         if self.storage is not None:
-            return f"{self.storage} -> {self.outputs[0]}"
+            return f"{self.storage} -> {self.outputs[0]}{POLICY_TEXTS[self.policy]}"
         return " | ".join(self.labels)
+
+    @property
+    def carried(self) -> Layout:
+        """How a parameter lies when the prologue gives it to the body, which gathers the rest.
+
+        Axes that only add up gradients, or cut, do so once a step.
+        """
+        read = self.outputs[0]
+        if self.policy == "step" or self.storage is None:
+            return read
+        pairs = zip(self.storage, read, strict=True)
+        return Layout(stored if isinstance(stored, Split) else used for stored, used in pairs)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """By axis: the policy where the body gathers, "step" elsewhere."""
+        pairs = zip(self.carried, self.outputs[0], strict=True)
+        return tuple("step" if carried == read else self.policy for carried, read in pairs)
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,8 @@ class Site:
     bound: Bound | None = None
     parameter_only: bool = False
     """Depends on parameters (and constants) alone: runs once a step, in the prologue."""
+    kept: bool = False
+    """Of a view of a parameter in the body: whether an op keeps it for its backward."""
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,10 @@ class CostModel(Protocol):
     def collective_time_s(self, kind: str, size_bytes: float, axis: str) -> float:
         """Seconds of one collective over the mesh axis called `axis`; 0 on an axis of size 1.
 
-        kind: all_gather, reduce_scatter, all_reduce, all_to_all or send.
+        kind: all_gather, reduce_scatter, all_reduce, all_to_all, broadcast, reduce or send.
         size_bytes: of the local tensor whole over this axis: what all_gather returns, what
-            reduce_scatter takes, what all_reduce sums, all shards together for all_to_all, and the
-            message of a send.
+            reduce_scatter takes, what all_reduce and reduce sum, all shards together for
+            all_to_all, and the message of a broadcast or a send.
         """
         ...
 

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 from autoplan.cost_models.base import AxisLink
-from autoplan.cost_models.profile import Profile, load_profile
+from autoplan.cost_models.levels import Level, check_levels
+from autoplan.cost_models.profile import LinkLevel, Profile
 from autoplan.errors import ConfigError
 from autoplan.mesh import Mesh
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`num_devices` devices of `profile`, filled node by node in rank order.
+    """`num_devices` devices of `profile`, filled group by group in rank order.
 
-    devices_per_node: where it is not the profile's own. Raises ConfigError when a count is below 1.
+    devices_per_node: where it is not the profile's own. levels: from the node outwards, any number;
+    left out, a node and the network between nodes. Raises ConfigError when a count is below 1, and
+    for levels that do not nest.
     """
 
     profile: Profile
     num_devices: int
     devices_per_node: int | None = None
+    levels: tuple[Level, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_devices < 1:
             raise ConfigError(
                 f"a cluster has at least 1 device, got num_devices={self.num_devices}."
             )
-        if self.node_size < 1:
+        if self.levels and self.devices_per_node is not None:
             raise ConfigError(
-                f"a node has at least 1 device, got devices_per_node={self.node_size}."
+                f"devices_per_node={self.devices_per_node} is the size of the first of the levels; "
+                "give it there alone."
             )
+        if self.devices_per_node is not None and self.devices_per_node < 1:
+            raise ConfigError(
+                f"a node has at least 1 device, got devices_per_node={self.devices_per_node}."
+            )
+        check_levels(self.levels, self.num_devices)
+        self._links  # noqa: B018  (raises where figures are missing)
 
     @property
     def node_size(self) -> int:
         """Devices in one node."""
+        if self.levels:
+            size = self.levels[0].size
+            return self.num_devices if size is None else size
         if self.devices_per_node is None:
             return self.profile.devices_per_node.value
         return self.devices_per_node
@@ -44,15 +58,37 @@ class Cluster:
         """Memory of one device."""
         return self.profile.memory_bytes.value
 
+    @cached_property
+    def hierarchy(self) -> tuple[Level, ...]:
+        """The levels; where none were given, the profile's node and network."""
+        return self.levels or (Level("node", self.node_size), Level("network", None))
+
+    @cached_property
+    def _links(self) -> tuple[LinkLevel, ...]:
+        """The usual link of each level."""
+        own = self.profile.node_link, self.profile.network_link
+        links = []
+        for at, level in enumerate(self.hierarchy):
+            if level.link is None and at >= len(own):
+                raise ConfigError(
+                    f"level {level.name!r} says no figures, and a profile has those of two levels; "
+                    "give its latency, bandwidth and fraction."
+                )
+            links.append(own[at] if level.link is None else level.link)
+        return tuple(links)
+
     def link(self, mesh: Mesh, axis: str) -> AxisLink:
-        """The slowest link level that the groups of `axis` cross, with its achievable figures.
+        """The slowest link that the groups of `axis` cross, with its achievable figures.
 
         The mesh is a block of ranks that starts at a multiple of its own size. A group of s * n
-        consecutive ranks (stride s, size n) stays in a node when s * n divides the node.
+        consecutive ranks (stride s, size n) stays in a node when s * n divides the node; else it
+        crosses the next level, and so on up. All ranks wait for the slowest: an exception of a
+        level counts for every axis with neighbours that meet on that level.
 
         Across nodes one rank has one network adapter, so pairs run at its rate. A ring passes each
         node once for all its k members there and so has k adapters, up to the node link: NCCL
-        measures 192 GB/s on 8 x 25 GB/s (https://github.com/NVIDIA/nccl/issues/812).
+        measures 192 GB/s on 8 x 25 GB/s (https://github.com/NVIDIA/nccl/issues/812). So does it
+        pass the groups of every level above.
 
         Raises ConfigError for an unknown axis and a mesh larger than the cluster.
         """
@@ -62,31 +98,33 @@ class Cluster:
                 f"the mesh {mesh} needs {mesh.num_devices} devices, the cluster has "
                 f"{self.num_devices}; use a smaller mesh or a larger cluster."
             )
-        node, network = self.profile.node_link, self.profile.network_link
-        one_node = self.num_devices <= self.node_size
-        if one_node or self.node_size % (stride * size) == 0:
-            return AxisLink(axis, size, node.latency_s.value, node.achievable_bytes_per_s)
-        members = min(size, max(1, self.node_size // stride))
-        return AxisLink(
-            axis,
-            size,
-            max(node.latency_s.value, network.latency_s.value),
-            min(node.achievable_bytes_per_s, network.achievable_bytes_per_s),
-            min(node.achievable_bytes_per_s, members * network.achievable_bytes_per_s),
-        )
+        top = self._level_of(stride * size)
+        latency_s, pair, ring = 0.0, float("inf"), float("inf")
+        for at in range(top + 1):
+            below = self._size(at - 1)
+            meets = self._size(at) > max(below, stride) or at == top
+            for link in self._links_of(at) if meets else (self._links[at],):
+                rate = link.achievable_bytes_per_s
+                latency_s = max(latency_s, link.latency_s.value)
+                pair = min(pair, rate)
+                ring = min(ring, rate * min(size, max(1, below // stride)))
+        return AxisLink(axis, size, latency_s, pair, ring if top else None)
 
+    def _level_of(self, ranks: int) -> int:
+        """The first level whose groups hold every block of so many consecutive ranks."""
+        for at in range(len(self.hierarchy) - 1):
+            size = self._size(at)
+            if self.num_devices <= size or size % ranks == 0:
+                return at
+        return len(self.hierarchy) - 1
 
-def load_cluster(cluster: str | Path | Cluster | None, num_devices: int, default: str) -> Cluster:
-    """The cluster that a user names: a profile, a .toml file, or a Cluster of the right size.
+    def _size(self, at: int) -> int:
+        """Devices in one group of a level; below the first level a group is one device."""
+        if at < 0:
+            return 1
+        size = self.hierarchy[at].size
+        return self.num_devices if size is None else size
 
-    None means the profile called `default`. Raises ConfigError as `load_profile` does, and when a
-    Cluster has another number of devices than `num_devices`.
-    """
-    if isinstance(cluster, Cluster):
-        if cluster.num_devices != num_devices:
-            raise ConfigError(
-                f"the cluster has {cluster.num_devices} devices, the plan is for {num_devices}; "
-                f"make the two equal."
-            )
-        return cluster
-    return Cluster(load_profile(default if cluster is None else cluster), num_devices)
+    def _links_of(self, at: int) -> list[LinkLevel]:
+        """A level's usual link and those of its exceptions."""
+        return [self._links[at], *(each.link for each in self.hierarchy[at].exceptions)]

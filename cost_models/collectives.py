@@ -8,6 +8,7 @@ Operations in MPICH", IJHPCA 19(1), 2005, section 4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from autoplan.cost_models.base import AxisLink, unknown_name
@@ -61,11 +62,32 @@ def send_time_s(size_bytes: float, link: AxisLink) -> float:
     return link.latency_s + size_bytes / link.bandwidth_bytes_per_s
 
 
+def broadcast_time_s(size_bytes: float, link: AxisLink) -> float:
+    """Seconds until all ranks hold a message of `size_bytes` that one of them had.
+
+    Short: a binomial tree, ceil(log2 n) (alpha + V/beta). Long: a scatter down the tree and a ring
+    all-gather (van de Geijn's algorithm), (ceil(log2 n) + n-1) alpha + 2 (n-1)/n V/beta (Thakur et
+    al. 2005, on broadcast).
+    """
+    scatter = _tree_steps(link.size) * link.latency_s + _scattered_s(size_bytes, link)
+    return min(_tree_s(size_bytes, link), scatter + all_gather_time_s(size_bytes, link))
+
+
+def reduce_time_s(size_bytes: float, link: AxisLink) -> float:
+    """Seconds until one rank holds the sum of addends of `size_bytes` each.
+
+    A broadcast backwards: a binomial tree for short ones, a reduce-scatter and a gather for long
+    ones (Rabenseifner's algorithm; Thakur et al. 2005, on reduce). The additions are left out.
+    """
+    gather = _tree_steps(link.size) * link.latency_s + _scattered_s(size_bytes, link)
+    return min(_tree_s(size_bytes, link), reduce_scatter_time_s(size_bytes, link) + gather)
+
+
 def collective_time_s(kind: str, size_bytes: float, link: AxisLink) -> float:
     """Seconds of the collective called `kind`; sizes as in `CostModel.collective_time_s`.
 
     Raises ConfigError for a kind that is not one of all_gather, reduce_scatter, all_reduce,
-    all_to_all, send.
+    all_to_all, broadcast, reduce, send.
     """
     if kind not in _TIMES_S:
         raise unknown_name("collective", kind, _TIMES_S)
@@ -73,7 +95,10 @@ def collective_time_s(kind: str, size_bytes: float, link: AxisLink) -> float:
 
 
 def collective_bytes(kind: str, size_bytes: float, n: int) -> float:
-    """Bytes that one of `n` ranks sends in the collective `kind`; raises ConfigError as above."""
+    """Bytes that one of `n` ranks sends in the collective `kind`; raises ConfigError as above.
+
+    Of a broadcast or a reduce their mean: all ranks but one receive, or send, the message once.
+    """
     if kind not in _SENT_BYTES:
         raise unknown_name("collective", kind, _SENT_BYTES)
     return _SENT_BYTES[kind](size_bytes, n)
@@ -81,6 +106,21 @@ def collective_bytes(kind: str, size_bytes: float, n: int) -> float:
 
 def _ring_bandwidth(link: AxisLink) -> float:
     return link.ring_bandwidth_bytes_per_s or link.bandwidth_bytes_per_s
+
+
+def _tree_steps(n: int) -> int:
+    return math.ceil(math.log2(n))
+
+
+def _tree_s(size_bytes: float, link: AxisLink) -> float:
+    """The message whole down, or up, a binomial tree."""
+    step_s = link.latency_s + size_bytes / link.bandwidth_bytes_per_s
+    return _tree_steps(link.size) * step_s
+
+
+def _scattered_s(size_bytes: float, link: AxisLink) -> float:
+    """The parts of a message from the root, or to it."""
+    return _gathered_bytes(size_bytes, link.size) / link.bandwidth_bytes_per_s
 
 
 def _gathered_bytes(size_bytes: float, n: int) -> float:
@@ -104,6 +144,8 @@ _TIMES_S: dict[str, Callable[[float, AxisLink], float]] = {
     "reduce_scatter": reduce_scatter_time_s,
     "all_reduce": all_reduce_time_s,
     "all_to_all": all_to_all_time_s,
+    "broadcast": broadcast_time_s,
+    "reduce": reduce_time_s,
     "send": send_time_s,
 }
 
@@ -112,5 +154,7 @@ _SENT_BYTES: dict[str, Callable[[float, int], float]] = {
     "reduce_scatter": _gathered_bytes,
     "all_reduce": _reduced_bytes,
     "all_to_all": _exchanged_bytes,
+    "broadcast": _gathered_bytes,
+    "reduce": _gathered_bytes,
     "send": _message_bytes,
 }

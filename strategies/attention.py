@@ -1,5 +1,7 @@
 """Scaled dot-product attention: split over batch, heads, and queries where no causal flag is.
 
+Queries and keys together are split along the sequence by a ring; see `strategies.ring_attention`.
+
 Fewer key heads than query heads split in two ways: matching groups of both, or query heads alone,
 where every rank holds all keys and takes the heads that its queries need (Ainslie et al. 2023,
 section 2.2, say so of a single key head).
@@ -8,16 +10,17 @@ section 2.2, say so of a single key head).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from autoplan.errors import RuleError
+from autoplan.strategies import ring_attention
 from autoplan.strategies.local import LocalContext
 from autoplan.strategies.notation import Bound, bind, parse
-from autoplan.strategies.rule import OpCall, OpMemory, Rule
+from autoplan.strategies.rule import InnerCollective, OpCall, OpMemory, Rule, TensorMeta
 
 
 def _mask_given(call: OpCall) -> bool:
@@ -38,13 +41,13 @@ def _attention(call: OpCall) -> Bound:
 
     Groups of both, label `h`, cut where the number of groups does.
     """
-    queries = "[q]" if _is_causal(call) else "q"
+    queries, keys = ring_attention.indices(call)
     shapes = list(call.input_shapes[:3])
     grouped = _is_grouped(call)
     query_heads, key_heads = ("*b g" if grouped else "*b h"), "*b h"
     if len(shapes[0]) == 2:
         query_heads = key_heads = ""
-    terms = [f"{query_heads} {queries} [d]", f"{key_heads} [k] [d]", f"{key_heads} [k] [e]"]
+    terms = [f"{query_heads} {queries} [d]", f"{key_heads} {keys} [d]", f"{key_heads} {keys} [e]"]
     if _mask_given(call):
         mask = call.input_shapes[3]
         names = ["1" if mask[-3:-2] == (1,) else "g" if grouped else "h", "q", "k"]
@@ -52,12 +55,15 @@ def _attention(call: OpCall) -> Bound:
         shapes.append(mask)
     output = terms[0].replace("[d]", "[e]")
     bound = bind(parse(f"{', '.join(terms)} -> {output}"), shapes, call.output_shapes)
-    return replace(bound, aligned=frozenset({"h"}) if grouped else frozenset())
+    bound = replace(bound, aligned=frozenset({"h"}) if grouped else frozenset())
+    return ring_attention.with_ring(call, bound)
 
 
-def _groups_outermost(labels: tuple[str, ...]) -> bool:
-    """An axis that splits query heads alone cuts inside the groups that another axis splits."""
-    return "g" not in labels or "h" not in labels[labels.index("g") :]
+def _permits(labels: tuple[str, ...]) -> bool:
+    """An axis that splits query heads alone cuts inside the groups that another axis splits; one
+    axis is a ring, which alone splits the sequence."""
+    inside = "g" not in labels or "h" not in labels[labels.index("g") :]
+    return inside and (labels.count("ring") == 0 or ring_attention.permits(labels))
 
 
 def _flops(call: OpCall) -> float:
@@ -77,6 +83,8 @@ def _local_attention(
     repeats = _repeats(context)
     if context.axes("g"):
         k, v = (_own_key_heads(context, each, repeats) for each in (k, v))
+    if context.axes("ring"):
+        return ring_attention.program(context, q, k, v, given)
     if given.get("dropout_p"):
         return _dropout_attention(context, q, k, v, given, repeats)
     if repeats is None:
@@ -117,6 +125,25 @@ def _own_key_heads(context: LocalContext, x: Any, repeats: int | None) -> Any:
     return torch.narrow(x, at, start - (held + first) * group, stop - start)
 
 
+def _own_keys(context: LocalContext) -> tuple[TensorMeta, TensorMeta]:
+    """Keys and values as `_own_key_heads` leaves them."""
+    k, v = context.input_meta(1), context.input_meta(2)
+    if not context.axes("g"):
+        return k, v
+    at = len(k.shape) - 3
+    start, stop = context.input_ranges(0)[at]
+    group = context.call.inputs[0].shape[at] // context.call.inputs[1].shape[at]
+    heads = -(-stop // group) - start // group if _repeats(context) else stop - start
+    return (
+        replace(k, shape=(*k.shape[:at], heads, *k.shape[at + 1 :])),
+        replace(v, shape=(*v.shape[:at], heads, *v.shape[at + 1 :])),
+    )
+
+
+def _inner(call: OpCall, context: LocalContext) -> Iterable[InnerCollective]:
+    return ring_attention.inner(call, context, *_own_keys(context)) if context.axes("ring") else ()
+
+
 def _dropout_attention(
     context: LocalContext, q: Any, k: Any, v: Any, given: Mapping[str, Any], repeats: int | None
 ) -> Any:
@@ -150,6 +177,9 @@ def _memory(call: OpCall, context: LocalContext, plain: OpMemory) -> OpMemory:
     Where there is none, the probabilities are kept, and scaled copies of the operands; with
     dropout the flags too, and the probabilities that remain.
     """
+    if context.axes("ring"):
+        fused = _is_fused(call) and len(call.inputs) == 3
+        return ring_attention.memory(call, context, *_own_keys(context), fused)
     q, k, v, out = *(context.input_meta(i) for i in range(3)), context.output_meta()
     rows, mask = q.numel // max(q.shape[-1], 1), call.inputs[3:]
     flags = context.input_meta(3).numel if mask and mask[0].dtype == torch.bool else 0
@@ -202,9 +232,10 @@ RULES: dict[str, Rule] = {
         kind="attention",
         saves=(0, 1, 2, "output"),
         memory=_memory,
+        inner=_inner,
         flops=_flops,
-        together={"h": ("g", "h")},
-        permits=_groups_outermost,
+        together={"h": ("g", "h"), "ring": ("q", "k")},
+        permits=_permits,
         program=_local_attention,
     ),
 }

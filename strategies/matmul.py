@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from autoplan.strategies import summa
 from autoplan.strategies.local import LocalContext
-from autoplan.strategies.rule import OpCall, OpMemory, Rule, any_one
+from autoplan.strategies.memory import Memory
+from autoplan.strategies.rule import OpCall, OpMemory, Program, Rule, any_one
 
 _FIRST = (frozenset({0}),)
 
@@ -205,16 +207,26 @@ def _addition(*dims: str, **more: Any) -> Rule:
     return _contraction(_with_addend(*dims), partial=(frozenset({1}),), **more)
 
 
-_MATMUL = _contraction(_matmul, memory=_matmul_memory)
+def _streamed(plain: Memory | None, program: Program, x: int = 0) -> dict[str, Any]:
+    """What a product of x with a matrix, the input after it, needs to be streamed."""
+    return {
+        "memory": summa.memory_beside(plain),
+        "streams": (x, x + 1),
+        "stream_program": program,
+        "inner": summa.inner,
+    }
+
+
+_MATMUL = _contraction(_matmul, **_streamed(_matmul_memory, summa.product_program))
 _VECTORS = _contraction("k, k -> ")
 _OUTER = _contraction("i, j -> i j", partial=any_one)
 _CHAIN = _contraction(_chain, partial=any_one, flops=_chain_flops)
 
 RULES: dict[str, Rule] = {
-    "aten.linear.default": _contraction(_linear, memory=_linear_memory),
+    "aten.linear.default": _contraction(_linear, **_streamed(_linear_memory, summa.linear_program)),
     "aten.matmul.default": _MATMUL,
     "aten.linalg_matmul.default": _MATMUL,
-    "aten.mm.default": _contraction("i k, k j -> i j"),
+    "aten.mm.default": _contraction("i k, k j -> i j", **_streamed(None, summa.product_program)),
     "aten.bmm.default": _contraction("b i k, b k j -> b i j"),
     "aten.mv.default": _contraction("i k, k -> i"),
     "aten.dot.default": _VECTORS,
@@ -227,7 +239,9 @@ RULES: dict[str, Rule] = {
     "aten.einsum.default": _contraction(_einsum, partial=any_one, flops=_einsum_flops),
     "aten.chain_matmul.default": _CHAIN,
     "aten.linalg_multi_dot.default": _CHAIN,
-    "aten.addmm.default": _addition("n i", "i o", "n o"),
+    "aten.addmm.default": _addition(
+        "n i", "i o", "n o", **_streamed(None, summa.addition_program, x=1)
+    ),
     "aten.baddbmm.default": _addition("b i k", "b k j", "b i j"),
     "aten.addbmm.default": _addition("b i k", "b k j", "i j"),
     "aten.addmv.default": _addition("i k", "k", "i", needs_rows=frozenset({"i"})),

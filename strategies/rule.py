@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,8 +114,32 @@ class OpMemory:
     passes: tuple[int, ...] = ()
 
 
+STREAMS = "~"
+"""Ends a label that splits an index and streams a factor without it."""
+
+
+def index_of(label: str) -> str:
+    """The index that a label splits."""
+    return label.removesuffix(STREAMS)
+
+
+def is_streaming(label: str) -> bool:
+    return label.endswith(STREAMS)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A factor that lies split along `dim`, its `contracted` index, and comes by in blocks."""
+
+    contracted: str
+    factor: int
+    dim: int
+
+
 Program = Callable[..., Any]
 """`program(context, *args, **kwargs)`: emits the local ops of one node; see `strategies.local`."""
+
+Inner = Callable[[OpCall, "LocalContext"], Iterable[InnerCollective]]
 
 
 @dataclass(frozen=True)
@@ -140,7 +164,12 @@ class Rule:
     needs_rows: whether the op fails on a shard without rows, or the indices for which it does; no
         candidate then leaves one empty.
     program: the local program, where it is not the op itself on shards.
-    inner: collectives inside the program, for pricing: (call, {index: axes}, context).
+    streams: positions of two factors of which an axis may split one and stream the other: there
+        the other lies split along the index that both contract, and comes by in blocks, so that it
+        is never whole on a rank. Label `b~` splits index b and streams the factor without b.
+    stream_program: the local program of a candidate with such a label.
+    inner: collectives inside the program, for pricing: from the call and the candidate's context.
+        Where a rule has `streams`, those inside that program.
     flops: floating-point operations of the whole op forward; by default 2 x all indices for
         "matmul", one a number of the largest tensor otherwise.
     """
@@ -157,11 +186,21 @@ class Rule:
     sizes: int | None = None
     needs_rows: bool | frozenset[str] = False
     program: Program | None = None
-    inner: Callable[[OpCall, LocalContext], Iterable[InnerCollective]] | None = None
+    streams: tuple[int, int] | None = None
+    stream_program: Program | None = None
+    inner: Inner | None = None
     flops: Callable[[OpCall], float] | None = None
 
     def bound(self, call: OpCall) -> Bound:
-        """The rule's notation on the shapes of `call`."""
+        """The rule's notation on the shapes of `call`; labels that stream are as if indices."""
+        bound = self._bound(call)
+        streams = self.streams_of(bound)
+        if not streams:
+            return bound
+        sizes = {label: bound.sizes[index_of(label)] for label in streams}
+        return replace(bound, sizes={**bound.sizes, **sizes})
+
+    def _bound(self, call: OpCall) -> Bound:
         notation = self.notation if isinstance(self.notation, str) else self.notation(call)
         if isinstance(notation, Bound):
             return notation
@@ -169,6 +208,32 @@ class Rule:
             whole = tuple((None,) * len(shape) for shape in call.input_shapes)
             return Bound(whole, tuple((None,) * len(shape) for shape in call.output_shapes), {})
         return bind(parse(notation), call.input_shapes, call.output_shapes)
+
+    def streams_of(self, bound: Bound) -> dict[str, Stream]:
+        """The labels that stream a factor, and which one; none where the product has a batch."""
+        if self.streams is None:
+            return {}
+        left, right = (bound.inputs[position] for position in self.streams)
+        shared = set(left) & set(right) - {None}
+        if len(shared) != 1 or shared & set(bound.outputs[0]) or len(right) != 2:
+            return {}
+        (contracted,) = shared
+        found = {}
+        for split, streamed in (self.streams, self.streams[::-1]):
+            at = bound.inputs[streamed].index(contracted)
+            for index in bound.inputs[split]:
+                if index is not None and index != contracted:
+                    found[index + STREAMS] = Stream(str(contracted), streamed, at)
+        return found
+
+    def program_of(self, labels: Sequence[str]) -> Program | None:
+        """The local program of the candidate with `labels`; None where it is the op itself."""
+        return self.stream_program if any(map(is_streaming, labels)) else self.program
+
+    def inner_of(self, labels: Sequence[str]) -> Inner | None:
+        """What tells the collectives inside the program of the candidate with `labels`, if any."""
+        plain = self.streams is not None and not any(map(is_streaming, labels))
+        return None if plain else self.inner
 
     def applies(self, call: OpCall) -> bool:
         """Whether the rule says anything of this call; without, it runs replicated."""
@@ -193,7 +258,7 @@ class Rule:
         if self.flops is not None:
             return self.flops(call)
         if self.kind == "matmul":
-            return 2.0 * math.prod(self.bound(call).sizes.values())
+            return 2.0 * math.prod(self._bound(call).sizes.values())
         return float(max((meta.numel for meta in (*call.inputs, *call.outputs)), default=0))
 
 
@@ -207,12 +272,12 @@ def any_one(call: OpCall) -> tuple[frozenset[int], ...]:
     return tuple(frozenset({i}) for i in range(len(call.inputs)))
 
 
-def signatures(rule: Rule | None, call: OpCall) -> tuple[Signature, ...]:
+def signatures(rule: Rule | None, call: OpCall, lean: bool = False) -> tuple[Signature, ...]:
     """Every one-axis signature of `call`, derived from the rule's notation.
 
     Splitting an index gives S where it stands, B/P on inputs without it (P on addends if the
     output loses it), and P on outputs that lost it. All B, and all B/P where a gradient flows,
-    always work, with a rule or without.
+    always work, with a rule or without. `lean`: those that stream a factor too.
     """
     result = [
         Signature("B", (B,) * len(call.inputs), (B,) * len(call.outputs)),
@@ -228,6 +293,9 @@ def signatures(rule: Rule | None, call: OpCall) -> tuple[Signature, ...]:
             entries = tuple(P if i in carriers else BP for i in range(len(call.inputs)))
             label = "P" if number == 0 else f"P{number}"
             result.append(Signature(label, entries, (P,) * len(call.outputs)))
+        if lean:
+            streams = rule.streams_of(bound).items()
+            result.extend(filter(None, (_streaming(rule, bound, *each) for each in streams)))
     unique: dict[tuple[tuple[Entry, ...], ...], Signature] = {}
     for each in result:
         plain = plain_signature(each, call)
@@ -272,6 +340,16 @@ def _split(rule: Rule, bound: Bound, label: str) -> Signature | None:
         ),
         tuple(Split(dim) if dim is not None else reduced for dim in outputs),
     )
+
+
+def _streaming(rule: Rule, bound: Bound, label: str, stream: Stream) -> Signature | None:
+    """The signature of the index alone, with the other factor split too."""
+    plain = _split(rule, bound, index_of(label))
+    if plain is None:
+        return None
+    inputs = list(plain.inputs)
+    inputs[stream.factor] = Split(stream.dim)
+    return Signature(label, tuple(inputs), plain.outputs)
 
 
 def _split_dim(dims: tuple[str | None, ...], indices: tuple[str, ...]) -> int | None:

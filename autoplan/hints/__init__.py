@@ -16,7 +16,7 @@ from autoplan.hints.text import Clause, Prefer, clauses_of, stage_number
 from autoplan.layouts import Entry, Layout
 from autoplan.mesh import Mesh
 
-At = Literal["storage", "use", "value", "op", "stage"]
+At = Literal["storage", "use", "gather", "value", "op", "stage"]
 
 HintValue = str | Layout | Entry | Prefer | Sequence[Entry | str] | Mapping[str, Any]
 """What a user may write: `"S(1)"`, `"(B, S(0))"`, `"S(0)|S(1)"`, `"!S"`, `{"tensor": "S(0)"}`, a
@@ -29,6 +29,7 @@ class Hint:
 
     at="storage": how a parameter is stored between steps.
     at="use": how a parameter lies when the body of the step reads it.
+    at="gather": when the one is made of the other on an axis, by the names of policies.
     at="value": how the result of a module, or an argument of the model, lies when it is read.
     at="op": the indices over which the ops of a module may be split, by their rule's labels; `ops`
         restricts it to some op names.

@@ -30,7 +30,7 @@ def hints_by_stage(
         kept: list[Hint] = []
         partly: set[str] = set()
         for hint in spread:
-            if hint.at in ("storage", "use"):
+            if hint.at in ("storage", "use", "gather"):
                 if _is_glob(hint) or hint.pattern in parameters:
                     kept.append(hint)
             elif hint.at == "value":

@@ -60,6 +60,7 @@ class Narrowing:
         pins: list[tuple[Hint, Part]] = []
         pins += ((hint, _stored) for hint in self._hints["storage"].of(path))
         pins += ((hint, _read) for hint in self._hints["use"].of(path))
+        pins += ((hint, _gathered) for hint in self._hints["gather"].of(path))
         return self._narrow(candidates, pins, path)
 
     def op(self, candidates: tuple[Candidate, ...], path: str, op: str) -> Narrowed:
@@ -159,6 +160,10 @@ def _read(candidate: Candidate) -> Sequence[Entry | str]:
     return candidate.outputs[0]
 
 
+def _gathered(candidate: Candidate) -> Sequence[Entry | str]:
+    return candidate.policies
+
+
 def _labels(candidate: Candidate) -> Sequence[Entry | str]:
     return candidate.labels
 
@@ -180,7 +185,7 @@ def unmet_preferences(annotated: Annotated, choices: Sequence[int]) -> tuple[str
     )
 
 
-_PATHS: tuple[At, ...] = ("storage", "use", "op")
+_PATHS: tuple[At, ...] = ("storage", "use", "gather", "op")
 
 
 class _ByPath:

@@ -138,7 +138,7 @@ class Holding:
     def keeps_inputs_only(self, at: int) -> bool:
         """Whether an op, one local call, keeps none but what it reads, under any candidate."""
         site = self.sites[at]
-        if site.rule is None or site.rule.program is not None:
+        if site.rule is None or any(site.rule.program_of(e.labels) for e in site.candidates):
             return False
         memories = self.memory(at, site.candidates)
         return not any("output" in each.saves or each.kept for each in memories)

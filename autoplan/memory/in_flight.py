@@ -48,7 +48,7 @@ def _twice(term: Term, one: Timeline) -> Iterator[Term]:
     if term.key[0] == ACCUMULATING:
         yield replace(term, first=term.first + last, last=term.last + last)
     elif term.key[0] == PARAMETER_GRADIENT:
-        yield replace(term, first=one.schedule.backward[term.site], last=term.last + last)
+        yield replace(term, first=term.made, last=term.last + last)
     elif term.first > 0 and term.last <= last:
         yield term
         yield replace(term, first=term.first + last, last=term.last + last)

@@ -7,12 +7,13 @@ gradient from the backward of its last reader to that of its producer. Views liv
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from autoplan.memory.in_flight import ACCUMULATING, PARAMETER_GRADIENT, with_others
-from autoplan.memory.parameters import Parameters
+from autoplan.memory.in_flight import ACCUMULATING, with_others
+from autoplan.memory.leaner import Leaner, adding_up
 from autoplan.memory.schedule import Block, Schedule
 from autoplan.memory.timeline import Amounts, FloatArray, Kind, Term, Timeline
 from autoplan.pricing import Pricer
@@ -54,7 +55,7 @@ def timeline_of_one(
     )
 
 
-class _Liveness(Parameters):
+class _Liveness(Leaner):
     """The terms of everything that is alive at some moment."""
 
     def constants(self) -> Iterator[tuple[Kind, float]]:
@@ -70,6 +71,7 @@ class _Liveness(Parameters):
         for at, site in enumerate(self.sites):
             if site.kind == "parameter":
                 yield from self.parameter(at, site)
+                yield from self.body_gathers(at, site)
             elif site.parameter_only:
                 yield from self.prologue(at, site)
             else:
@@ -219,7 +221,7 @@ class _Liveness(Parameters):
         if not (self.setting.training and meta.requires_grad):
             return
         if origin.parameter_only:
-            yield from self._parameter_gradient(reader, position, meta)
+            yield from self._parameter_gradient(at, reader, position, meta)
             return
         if self.mesh.ndim == 0:
             return
@@ -233,21 +235,32 @@ class _Liveness(Parameters):
         moment, key = self.backward(reader), ("transit back", meta, output, position)
         yield Term("temporaries", moment, moment, at, transit, key, reader)
 
-    def _parameter_gradient(self, reader: int, position: int, meta: TensorMeta) -> Iterator[Term]:
+    def _parameter_gradient(
+        self, at: int, reader: int, position: int, meta: TensorMeta
+    ) -> Iterator[Term]:
         """A gradient waits, as the reader makes it, for the prologue's backward.
 
-        Those of further microbatches are added to it.
+        Those of further microbatches are added to it. One that the body reduces is elsewhere.
         """
-
-        def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-            return self.sizes(meta, [each.inputs[position] for each in one])[:, None]
-
         several, made = self.setting.microbatches > 1, self.backward(reader)
-        first, key = 1 if several else made, (PARAMETER_GRADIENT, meta, position)
-        yield Term("gradients", first, self.last + 1, reader, amounts, key)
+        if not any(each.policy != "step" for each in self.sites[at].candidates):
+
+            def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
+                return self.sizes(meta, [each.inputs[position] for each in one])[:, None]
+
+            term = Term("gradients", 0, 0, reader, amounts, ("", meta, position))
+        else:
+
+            def of_pairs(one: Sequence[Candidate], other: Sequence[Candidate]) -> FloatArray:
+                whole = np.array([each.policy == "step" for each in one])
+                sizes = self.sizes(meta, [each.inputs[position] for each in other])
+                return whole[:, None] * sizes[None, :]
+
+            term = Term("gradients", 0, 0, at, of_pairs, ("", meta, position, "pairs"), reader)
+        yield from adding_up(term, 1 if several else made, self.last + 1, made)
         if several:
-            key = ACCUMULATING, meta, position
-            yield Term("temporaries", made, made, reader, amounts, key)
+            key = (ACCUMULATING, *term.key[1:])
+            yield replace(term, kind="temporaries", first=made, last=made, key=key)
 
 
 class _Again(_Liveness):
@@ -274,3 +287,4 @@ class _Again(_Liveness):
         for at in sorted(self.again | self.reading):
             for position in range(len(self.sites[at].inputs)):
                 yield from self._reading(at, position)
+                yield from self.gathered_again(at, position)

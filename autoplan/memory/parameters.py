@@ -44,7 +44,10 @@ class Parameters(Holding):
 
     def _gathered(self, at: int, meta: TensorMeta) -> Term:
         def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-            return (_moved(one) * self.sizes(meta, _uses(one)))[:, None]
+            beside = np.array([each.policy == "reduce" for each in one])
+            whole = beside * self.sizes(meta, [each.outputs[0] for each in one])
+            given: FloatArray = (_moved(one) * self.sizes(meta, _given(one)) + whole)[:, None]
+            return given
 
         return Term("gathered", 0, self.last, at, amounts, ("gathered", meta))
 
@@ -56,8 +59,12 @@ class Parameters(Holding):
         counts = meta.requires_grad == self._most_are_trained
 
         def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
-            sizes = self.sizes(meta, _uses(one)) + self.sizes(meta, _storages(one))
-            return (counts * _moved(one) * sizes)[:, None]
+            received = self.sizes(meta, [each.outputs[0] for each in one])
+            sent = self.sizes(meta, _storages(one))
+            beside = np.array([each.policy == "reduce" for each in one])
+            moved = _moved(one)
+            both: FloatArray = (moved | beside) * received + moved * sent
+            return (counts * both)[:, None]
 
         return Term("temporaries", 0, 0, at, amounts, ("gathering", meta))
 
@@ -66,9 +73,9 @@ class Parameters(Holding):
 
         def amounts(one: Sequence[Candidate], _: Sequence[Candidate]) -> FloatArray:
             moved = _moved(one)
-            pairs = zip(_storages(one), _uses(one), strict=True)
+            pairs = zip(_storages(one), _given(one), strict=True)
             summed = [any(map(_adds_up, storage, use)) for storage, use in pairs]
-            sent: FloatArray = (moved | np.array(summed)) * self.sizes(meta, _uses(one))
+            sent: FloatArray = (moved | np.array(summed)) * self.sizes(meta, _given(one))
             received = moved * self.sizes(meta, _storages(one))
             return (sent + received)[:, None]
 
@@ -137,13 +144,14 @@ def _storages(candidates: Sequence[Candidate]) -> list[Layout]:
     return [_storage(each) for each in candidates]
 
 
-def _uses(candidates: Sequence[Candidate]) -> list[Layout]:
-    return [each.outputs[0] for each in candidates]
+def _given(candidates: Sequence[Candidate]) -> list[Layout]:
+    """How the prologue gives a parameter to the body, whose gradient adds up like it."""
+    return [each.carried for each in candidates]
 
 
 def _moved(candidates: Sequence[Candidate]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """bool[k]: whether a step reads a parameter from other memory than it is stored in."""
-    pairs = zip(_storages(candidates), _uses(candidates), strict=True)
+    """bool[k]: whether the body is given a parameter in other memory than it is stored in."""
+    pairs = zip(_storages(candidates), _given(candidates), strict=True)
     return np.array([copies_of([storage], [use])[0, 0] for storage, use in pairs], dtype=np.bool_)
 
 

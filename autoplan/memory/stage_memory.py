@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from autoplan.memory.in_flight import ACCUMULATING, PARAMETER_GRADIENT
+from autoplan.memory.leaner import REDUCING
 from autoplan.memory.liveness import timeline_of_one
 from autoplan.memory.schedule import Block
 from autoplan.memory.timeline import FloatArray, Kind, Timeline
@@ -100,18 +101,20 @@ class _Parts:
         self.body: list[Interval] = []
         self.gradients: list[Interval] = []
         self.accumulating: list[Interval] = []
+        self.reducing: list[Interval] = []
         resident: list[Interval] = [(kind, 0, 0, size) for kind, size in timeline.constants]
         for term in timeline.terms:
             if not (value := timeline.value(term, choices)):
                 continue
             whole = term.kind, term.first, term.last, value
+            if term.key[0] == REDUCING:
+                self.reducing.append(whole)
             if term.key[0] == ACCUMULATING:
                 self.accumulating.append(whole)
             elif term.first == 0 and term.last >= self.last:
                 resident.append(whole)
             elif term.key[0] == PARAMETER_GRADIENT:
-                made = self.schedule.backward[term.site]
-                self.gradients.append((term.kind, made, self.last, value))
+                self.gradients.append((term.kind, term.made, self.last, value))
             elif term.first > 0 and term.last <= self.last:
                 self.body.append(whole)
         self.resident = _total(resident)
@@ -165,7 +168,7 @@ class _Parts:
         if doing == "backward_weight":
             begin = self.turn + 1
             forks = [(kind, begin, made_at - 1, size) for kind, made_at, _, size in self.forks]
-            return self._worst([*held, *forks, *made], begin, self.last)
+            return self._worst([*held, *forks, *made, *self.reducing], begin, self.last)
         freed = [each for each in self.body if each[1] > self.turn]
         return self._worst([*held, *freed, *self.forks], self.turn + 1, self.last)
 

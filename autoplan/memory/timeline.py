@@ -31,7 +31,8 @@ Amounts = Callable[[Sequence[Candidate], Sequence[Candidate]], FloatArray]
 class Term:
     """Bytes that are alive from moment `first` to moment `last`.
 
-    `key` names the function `amounts` among the terms of equal candidates.
+    `key` names the function `amounts` among the terms of equal candidates. `made`: of a parameter's
+    gradient that adds up, the moment at which a microbatch's comes to it.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Term:
     amounts: Amounts
     key: Any
     reader: int | None = None
+    made: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,10 @@ def adopt_pipeline(captured: Captured, plan: Plan, request: Request) -> PlannedP
         raise error
     described = _described(plan, staged, plans)
     described = msgspec.structs.replace(
-        described, baselines=baselines(captured, request), hints=plan.hints
+        described,
+        baselines=baselines(captured, request),
+        hints=plan.hints,
+        config=plan.config,
     )
     described.remember(Origin(captured, request, plan.model))
     return PlannedPipeline(described, tuple(stages), parts)

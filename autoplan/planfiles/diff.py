@@ -26,6 +26,32 @@ def _asked(one: Plan, other: Plan) -> Iterator[str]:
     yield from _changed("mesh", one.mesh, other.mesh)
     for name in ("model", *REQUEST, "hints"):
         yield from _changed(name, getattr(one, name), getattr(other, name))
+    yield from _configured(one, other)
+
+
+_SAID = ("devices", "training", "optimizer", "microbatches", "memory", "local_inputs", "outputs",
+         "hints", "recompute")  # fmt: skip
+"""Options that other lines of a difference are about."""
+
+
+def _configured(one: Plan, other: Plan) -> Iterator[str]:
+    """Options that differ, by dotted key; only where both plans have them."""
+    if not one.config or not other.config:
+        return
+    mine, theirs = (
+        dict(_flat({key: each for key, each in plan.config.items() if key not in _SAID}))
+        for plan in (one, other)
+    )
+    for key in dict.fromkeys((*mine, *theirs)):
+        yield from _changed(f"config {key}", mine.get(key), theirs.get(key))
+
+
+def _flat(config: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
+    for key, each in config.items():
+        if isinstance(each, Mapping):
+            yield from _flat(each, f"{under}{key}.")
+        elif not (under == "" and key == "cluster"):  # a name, which the request has
+            yield f"{under}{key}", each
 
 
 def _predicted(one: Plan, other: Plan) -> Iterator[str]:

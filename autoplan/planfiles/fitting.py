@@ -14,6 +14,7 @@ from autoplan.layouts import Layout
 from autoplan.plan import Plan
 from autoplan.planfiles.patterns import Key, grouped
 from autoplan.planfiles.write import by_section, is_box, spell_choice
+from autoplan.policies import is_lean
 from autoplan.pricing import dtype_name
 from autoplan.registry import rules_in_force
 from autoplan.sites import Annotated, Candidate, Site
@@ -38,7 +39,8 @@ def annotate_as(captured: Captured, plan: Plan) -> Annotated:
     """The model on the plan's mesh, with a boxing site wherever the plan has one."""
     mesh, rules = plan.mesh, rules_in_force()
     wires = {name: Layout.parse(text) for name, text in plan.wires.items()}
-    annotated = annotate(captured, mesh, rules, (), plan.local_inputs, wires=wires)
+    lean = any(map(is_lean, plan.choices.values()))
+    annotated = annotate(captured, mesh, rules, (), plan.local_inputs, wires=wires, lean=lean)
     names = dict(zip(site_keys(annotated), (site.name for site in annotated.sites), strict=True))
     boxed = []
     for key in plan.choices:
@@ -47,7 +49,7 @@ def annotate_as(captured: Captured, plan: Plan) -> Annotated:
             boxed.append(f"{names[made]}:{output}")
     if not boxed:
         return annotated
-    return annotate(captured, mesh, rules, (), plan.local_inputs, boxed, wires)
+    return annotate(captured, mesh, rules, (), plan.local_inputs, boxed, wires, lean)
 
 
 def fit(plan: Plan, annotated: Annotated) -> Fit:

@@ -104,6 +104,7 @@ def adopt_choices(captured: Captured, plan: Plan, request: Request) -> Planned:
     described = msgspec.structs.replace(
         described,
         hints=plan.hints,
+        config=plan.config,
         certificate=proof,
         notes=tuple(dict.fromkeys((*described.notes, *notes, *strangers))),
     )

@@ -20,7 +20,7 @@ from autoplan.planfiles.values import (
     table,
     wrong_text,
 )
-from autoplan.planfiles.write import END, RECOMPUTATION, SECTIONS, fingerprint
+from autoplan.planfiles.write import CONFIG, END, RECOMPUTATION, SECTIONS, fingerprint
 
 EDITED = "the plan file was edited by hand: its figures are those of the plan before"
 
@@ -83,7 +83,7 @@ def _plan(tables: dict[str, Any]) -> Plan:
     if PIPELINE in tables:
         plan = read_pipeline(tables)
     else:
-        known = ("format", "model", "request", *SECTIONS, RECOMPUTATION, "figures", "end")
+        known = ("format", "model", "request", CONFIG, *SECTIONS, RECOMPUTATION, "figures", "end")
         check_names(tables, known, "the top")
         plan = plan_of(asked_of(tables), tables, table(tables, "figures", "the top"))
     of = tables["figures"].get("decisions")

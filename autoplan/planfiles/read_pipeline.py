@@ -29,12 +29,12 @@ from autoplan.planfiles.sections import (
     plan_of,
 )
 from autoplan.planfiles.values import WrongError, check_names, convert, short, table, wrong_text
-from autoplan.planfiles.write import RECOMPUTATION, REQUEST, SECTIONS, arranged
+from autoplan.planfiles.write import CONFIG, RECOMPUTATION, REQUEST, SECTIONS, arranged
 from autoplan.planfiles.write_pipeline import DERIVED, JOINED
 
 PIPELINE = "pipeline"
 """The section that only a pipeline's file has."""
-_TOP = ("format", "model", "request", PIPELINE, "stage", "figures", "end")
+_TOP = ("format", "model", "request", CONFIG, PIPELINE, "stage", "figures", "end")
 _FIX = "number the stages from 0, each once"
 
 

@@ -14,6 +14,7 @@ from autoplan.planfiles.values import (
     WrongError,
     check_layouts,
     check_names,
+    check_plain,
     convert,
     lines,
     row,
@@ -22,6 +23,7 @@ from autoplan.planfiles.values import (
     wrong_text,
 )
 from autoplan.planfiles.write import (
+    CONFIG,
     DECIDED,
     RECOMPUTATION,
     REQUEST,
@@ -63,10 +65,13 @@ def plan_of(
 
 
 def asked_of(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The model and [request]."""
+    """The model, [request] and [config]."""
     request = table(tables, "request", "the top")
     axes, sizes = mesh_of(request, "[request]")
     asked = {"axes": axes, "sizes": sizes, **fields_of(tables, ("model",), "the top")}
+    if CONFIG in tables:
+        asked[CONFIG] = table(tables, CONFIG, "the top")
+        check_plain(asked[CONFIG], f"[{CONFIG}]")
     return asked | fields_of(request, REQUEST, "[request]", ("mesh",))
 
 

@@ -91,6 +91,18 @@ def check_numbers(held: Any, place: str) -> None:
         raise WrongError(place, f"{held} is no number")
 
 
+def check_plain(held: Any, place: str) -> None:
+    """Nothing but tables, lists, texts, numbers and truth values: no dates."""
+    if isinstance(held, dict):
+        for name, each in held.items():
+            check_plain(each, f"{place} {name}")
+    elif isinstance(held, list):
+        for each in held:
+            check_plain(each, place)
+    elif not isinstance(held, (str, int, float)):
+        raise WrongError(place, f"{short(held)} is no text, number, list or table", "take it out")
+
+
 def table(held: Mapping[str, Any], name: str, place: str) -> dict[str, Any]:
     table = held.get(name)
     if not isinstance(table, dict):

@@ -1,8 +1,9 @@
 """Plan files: a plan as TOML to be read, edited and compared, and back.
 
 First what was asked, then the decisions by path, repeated blocks as one line (see
-`planfiles.patterns`), then the figures, which make a report without the model. Decisions are read
-as they stand; the figures of an edited file are those of the plan before, and a note says so.
+`planfiles.patterns`), then the figures, which make a report without the model, and the options.
+Decisions are read as they stand; the figures of an edited file are those of the plan before, and a
+note says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 from autoplan.layouts import Layout
 from autoplan.plan import Certificate, Collective, Plan
 from autoplan.planfiles.patterns import Key, grouped, in_order
+from autoplan.policies import without_policy
 
 T = TypeVar("T")
 
@@ -44,7 +46,9 @@ SECTIONS = {
 RECOMPUTATION = "recomputation"
 """The section of the blocks that backward computes again; left out where there are none."""
 ROWS = ("tensors", "operations", "collectives")
-DECIDED = ("choices", "recomputed", "pipeline", "stages", "wires")
+CONFIG = "config"
+"""The section of the resolved options; files of plans without them have none."""
+DECIDED = ("choices", "recomputed", "pipeline", "stages", "wires", CONFIG)
 """Fields of a plan that stand in sections of their own, before the figures."""
 END = "complete"
 
@@ -63,6 +67,9 @@ _COMMENTS = {
     "operations": "module/op#number = what each axis splits; ...:n = how all readers find output n",
     RECOMPUTATION: "modules that keep nothing for backward, which runs them forward again",
 }
+_CONFIG = """\
+
+# Every option as it was resolved, to plan again by: a record, which decides nothing here."""
 FIGURES = """\
 
 # Figures: computed again when the plan is loaded on a model; edits here have no effect."""
@@ -76,7 +83,7 @@ def write_plan(plan: Plan) -> str:
         from autoplan.planfiles.write_pipeline import pipeline_lines
 
         lines = [_TOP, *pipeline_lines(plan)]
-    return "\n".join([*lines, "", "[end]", f"{END} = true"]) + "\n"
+    return "\n".join([*lines, *_config(plan.config), "", "[end]", f"{END} = true"]) + "\n"
 
 
 def request(plan: Plan) -> Iterator[str]:
@@ -86,6 +93,20 @@ def request(plan: Plan) -> Iterator[str]:
     yield from ("", "[request]", mesh_line(plan))
     held = plain(plan, but=[each for each in plan.__struct_fields__ if each not in REQUEST])
     yield from (f"{name} = {listed(held[name])}" for name in REQUEST if name in held)
+
+
+def _config(config: Mapping[str, Any]) -> Iterator[str]:
+    """The resolved options, each table of them as a section of its own."""
+    if not config:
+        return
+    yield from (_CONFIG, f"[{CONFIG}]")
+    for name, each in config.items():
+        if not _is_table(each):
+            yield f"{toml_key(name)} = {listed(each)}"
+    for name, each in config.items():
+        if _is_table(each):
+            yield from ("", f"[{section_name((CONFIG, name))}]")
+            yield from (f"{toml_key(key)} = {listed(held)}" for key, held in each.items())
 
 
 def mesh_line(plan: Plan) -> str:
@@ -203,6 +224,8 @@ def fingerprint(plan: Plan) -> str:
     """What the figures were computed from, in short: changes with every edit of a decision."""
     asked = [plan.axes, plan.sizes, *(getattr(plan, name) for name in REQUEST)]
     text = repr((asked, sorted(plan.choices.items()), *plan.recomputed))
+    if _is_table(plan.config.get("cluster")):  # which no name stands for
+        text += repr(plan.config["cluster"])
     if plan.pipeline is not None:
         cut = (plan.pipeline.schedule, plan.pipeline.size, *sorted(plan.stage_map.items()))
         parts = [(fingerprint(stage), sorted(stage.wires.items())) for stage in plan.stages]
@@ -229,9 +252,10 @@ def read_choice(section: str, key: str, text: str, ndim: int) -> str:
     Raises LayoutError for what is no layout, ValueError for another number of axes.
     """
     if section == "parameters" and ("->" in text or not is_box(key)):
+        text, policy = without_policy(text)
         stored, arrow, use = text.partition("->")
         layouts = [_layout(part, ndim) for part in ((stored, use) if arrow else (stored, stored))]
-        return " -> ".join(map(str, layouts))
+        return " -> ".join(map(str, layouts)) + policy
     if is_box(key):
         return " | ".join(map(str, _layout(text.replace("|", ","), ndim)))
     inner = text.strip()

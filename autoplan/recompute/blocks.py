@@ -33,11 +33,35 @@ def blocks_of(
 def sites_of(annotated: Annotated, pieces: Pieces) -> dict[int, tuple[int, ...]]:
     """Piece -> its sites that run in the body."""
     members: dict[int, list[int]] = {}
+    views = _views_of_parameters(annotated, pieces)
     for at, site in enumerate(annotated.sites):
-        number = pieces.of.get(site.name.partition(":")[0])
+        number = pieces.of.get(site.name.partition(":")[0], views.get(at))
         if number is not None and site.kind in ("op", "box") and not site.parameter_only:
             members.setdefault(number, []).append(at)
     return {number: tuple(sites) for number, sites in members.items()}
+
+
+def _views_of_parameters(annotated: Annotated, pieces: Pieces) -> dict[int, int]:
+    """Views of parameters that the body makes -> the piece whose ops alone read them."""
+    sites = annotated.sites
+    made: set[int] = set()
+    readers: dict[int, list[int]] = {}
+    for at, site in enumerate(sites):
+        for source in site.inputs:
+            readers.setdefault(source.site, []).append(at)
+        sources = {source.site for source in site.inputs}
+        in_body = site.call is not None and not site.parameter_only
+        if in_body and sources and all(sites[e].parameter_only or e in made for e in sources):
+            made.add(at)
+    found: dict[int, int] = {}
+    for at in sorted(made, reverse=True):
+        of = {
+            pieces.of.get(sites[each].name.partition(":")[0], found.get(each))
+            for each in readers.get(at, ())
+        }
+        if len(of) == 1 and None not in of:
+            found[at] = next(number for number in of if number is not None)
+    return found
 
 
 def _block(name: str, sites: Sequence[int], holding: Holding) -> Block | None:

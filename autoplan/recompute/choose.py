@@ -26,11 +26,15 @@ _LEAST_TIME_S = 0.5
 
 @dataclass(frozen=True)
 class Chosen:
-    """The fastest choices that were found, their peak, and the blocks that they recompute."""
+    """The fastest choices that were found, their peak, and the blocks that they recompute.
+
+    limited: whether some that are faster take too much memory.
+    """
 
     solution: Solution
     memory: Memory
     recomputed: tuple[Block, ...] = ()
+    limited: bool = True
 
 
 def solve_recomputing(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
@@ -43,12 +47,22 @@ def solve_recomputing(annotated: Annotated, pricer: Pricer, request: Request) ->
     as `solve_within_memory` does.
     """
     if request.recompute == "none" or not request.setting.training:
-        return Chosen(*solve_within_memory(annotated, pricer, request))
+        return _within_memory(annotated, pricer, request)
     names = named_blocks(pieces_of(annotated.captured), request.recompute)
     if names is not None:
         blocks = blocks_of(annotated, pricer, names)
-        return Chosen(*solve_within_memory(annotated, pricer, request, blocks), blocks)
+        return _within_memory(annotated, pricer, request, blocks)
     return _where_memory_asks(annotated, pricer, request)
+
+
+def _within_memory(
+    annotated: Annotated, pricer: Pricer, request: Request, blocks: tuple[Block, ...] = ()
+) -> Chosen:
+    deadline = time.perf_counter() + request.time_limit_s
+    case = Case.of(annotated, pricer, request, blocks)
+    fitting = case.fastest_that_fits(deadline)
+    memory = memory_at_peak(case.timeline, fitting.solution.choices)
+    return Chosen(fitting.solution, memory, blocks, limited=bool(fitting.moments))
 
 
 def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
@@ -57,7 +71,7 @@ def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -
     fastest = case.fastest(request.time_limit_s)
     memory = memory_at_peak(case.timeline, fastest.choices)
     if case.timeline.totals(fastest.choices).max() <= request.memory_bytes:
-        return Chosen(fastest, memory)
+        return Chosen(fastest, memory, limited=False)
     blocks = _candidates(annotated, pricer)
     least_s = min((SecondRuns(annotated, pricer).least_s(block) for block in blocks), default=0.0)
     bound = fastest.certificate.bound + least_s

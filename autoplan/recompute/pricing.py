@@ -41,6 +41,10 @@ class SecondRuns:
                 after = sites[at].candidates[choices[at]].inputs[position]
                 meta = sites[source.site].outputs[source.output]
                 parts.append(self._runs * self._forward_s(before, after, meta))
+            for at, position in gathers_again(self.annotated, block):
+                source = sites[at].inputs[position]
+                matrix = self._gathering(at, position)
+                parts.append(float(matrix[choices[source.site], choices[at]]))
         return float(sum(parts))
 
     def least_s(self, block: Block) -> float:
@@ -64,6 +68,9 @@ class SecondRuns:
                 matrix = self._edge(at, position)
                 if matrix.any():
                     builder.add_edge(self.annotated.sites[at].inputs[position].site, at, matrix)
+            for at, position in gathers_again(self.annotated, block):
+                matrix = self._gathering(at, position)
+                builder.add_edge(self.annotated.sites[at].inputs[position].site, at, matrix)
         return builder.build()
 
     def op_s(self, at: int, choice: int) -> float:
@@ -97,6 +104,30 @@ class SecondRuns:
             self._boxing[key] = self._runs * np.array(spent)[np.ix_(row_of, column_of)]
         return self._boxing[key]
 
+    def _gathering(self, at: int, position: int) -> FloatArray:
+        """Seconds of gathering a parameter for a second run alone: [k source, k reader].
+
+        One that is kept is gathered for backward anyway, which then has what the second run has.
+        """
+        sites = self.annotated.sites
+        source, reader = sites[at].inputs[position], sites[at]
+        one, other = sites[source.site].candidates, reader.candidates
+        meta = sites[source.site].outputs[source.output]
+        key = "gathering", id(one), id(other), position, meta, reader.kept
+        if key not in self._boxing:
+            spent = np.zeros((len(one), len(other)))
+            for row, given in enumerate(one):
+                if given.policy == "microbatch":
+                    forward_s, _ = self.pricer.conversion_times_s(
+                        given.carried, given.outputs[0], meta
+                    )
+                    for column, read in enumerate(other):
+                        if read.inputs[position] == given.outputs[0]:
+                            anyway = self.pricer.gathers(given, reader, read, position) - 1
+                            spent[row, column] = self._runs * (1 - anyway) * forward_s
+            self._boxing[key] = spent
+        return self._boxing[key]
+
     def _forward_s(self, before: Layout, after: Layout, meta: TensorMeta) -> float:
         """Of one conversion, by the path that is cheapest with its backward; 0 for one there is
         none of, which is forbidden elsewhere."""
@@ -113,6 +144,15 @@ def reads_again(annotated: Annotated, block: Block) -> Iterator[Read]:
     for at in sorted({*block.again, *block.reading}):
         for position, source in enumerate(annotated.sites[at].inputs):
             if not annotated.sites[source.site].parameter_only:
+                yield at, position
+
+
+def gathers_again(annotated: Annotated, block: Block) -> Iterator[Read]:
+    """Parameters that a block's second run may gather in the body."""
+    for at in sorted({*block.again, *block.reading}):
+        for position, source in enumerate(annotated.sites[at].inputs):
+            origin = annotated.sites[source.site]
+            if origin.parameter_only and any(e.policy != "step" for e in origin.candidates):
                 yield at, position
 
 

@@ -18,11 +18,17 @@ from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Partial, Split, chunk_range, parse_entry
 from autoplan.mesh import Mesh
 from autoplan.runtime import random
+from autoplan.runtime.algorithms import ALGORITHMS
+from autoplan.runtime.blockwise import View, run
 from autoplan.runtime.exchange import Exchange, exchange_rows, read_exchange
+from autoplan.runtime.regather import Alone, gathered, reduced
+from autoplan.runtime.requests import KINDS, Request, perform_on_group
 from autoplan.runtime.wire import fill, pack, pad, unpack
 
 Observer = Callable[[str, int, str], None]
 """Called with (kind, bytes before the axis cuts, axis) for every collective that runs."""
+
+_COMMUNICATING = frozenset((*COLLECTIVES, *KINDS))
 
 
 def read_step(text: str, axis: str, sizes: Sequence[int]) -> Step:
@@ -53,6 +59,27 @@ class Communicator(abc.ABC):
         """Box several tensors by one collective: steps of equal actions, tensors of one dtype."""
 
     @abc.abstractmethod
+    def gather(
+        self, x: Tensor, texts: Sequence[str], *, axes: Sequence[str], sizes: Sequence[Any]
+    ) -> Tensor:
+        """Box a parameter for one reader, step by step; what is kept for backward is its shard.
+
+        Backward gathers again, and boxes the gradient on its way back at once.
+        """
+
+    @abc.abstractmethod
+    def reduce(
+        self,
+        x: Tensor,
+        whole: Tensor,
+        texts: Sequence[str],
+        *,
+        axes: Sequence[str],
+        sizes: Sequence[Any],
+    ) -> Tensor:
+        """As `gather`, of what is there already: `whole`, whose gradient goes to `x`."""
+
+    @abc.abstractmethod
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         """Elementwise maximum over the ranks of an axis; no gradient."""
 
@@ -68,6 +95,10 @@ class Communicator(abc.ABC):
             counted as an all-to-all of so many rows.
         length: rows of the result, zeros after those that arrive; by default those alone.
         """
+
+    @abc.abstractmethod
+    def blockwise(self, name: str, *tensors: Tensor, **options: Any) -> Tensor:
+        """The algorithm of that name on this rank's shards; differentiable once."""
 
     def dropout(
         self, x: Tensor, p: float, shape: Sequence[int], starts: Sequence[int], key: int
@@ -139,7 +170,7 @@ class Communicator(abc.ABC):
         return scores.masked_fill(columns > rows[:, None], float("-inf"))
 
     def observe(self, name: str, size_bytes: int, axis: str) -> None:
-        if self.observer is not None and name in COLLECTIVES:
+        if self.observer is not None and name in _COMMUNICATING:
             self.observer(name, size_bytes, axis)
 
 
@@ -217,6 +248,7 @@ class DistributedCommunicator(Communicator):
 
         super().__init__(mesh, coordinates, seed)
         self._groups = {axis: group.group_name for axis, group in groups.items()}
+        self._process_groups = dict(groups)
 
     def box(self, x: Tensor, text: str, *, axis: str, sizes: tuple[int, int]) -> Tensor:
         return box([x], [read_step(text, axis, sizes)], self._run)[0]
@@ -226,6 +258,24 @@ class DistributedCommunicator(Communicator):
     ) -> Sequence[Tensor]:
         steps = [read_step(text, axis, size) for text, size in zip(texts, sizes, strict=True)]
         return box(values, steps, self._run)
+
+    def gather(
+        self, x: Tensor, texts: Sequence[str], *, axes: Sequence[str], sizes: Sequence[Any]
+    ) -> Tensor:
+        steps = list(map(read_step, texts, axes, sizes))
+        return gathered(Alone(steps, self._run, box), [x])[0]
+
+    def reduce(
+        self,
+        x: Tensor,
+        whole: Tensor,
+        texts: Sequence[str],
+        *,
+        axes: Sequence[str],
+        sizes: Sequence[Any],
+    ) -> Tensor:
+        steps = list(map(read_step, texts, axes, sizes))
+        return reduced(Alone(steps, self._run, box), [x], [whole])[0]
 
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         self.observe("all_reduce", x.numel() * x.element_size(), axis)
@@ -237,6 +287,16 @@ class DistributedCommunicator(Communicator):
         index = self.coordinates[self.mesh.index(axis)]
         exchange = read_exchange(counts, index, axis, rows, length)
         return exchange_rows(x, exchange, self._exchange)
+
+    def blockwise(self, name: str, *tensors: Tensor, **options: Any) -> Tensor:
+        view = View(self.mesh, self.coordinates)
+        return run(ALGORITHMS[name](**options), view, tensors, self._perform)
+
+    def _perform(self, request: Request) -> Any:
+        self.observe(request.kind, request.num_bytes, request.axis)
+        index = self.coordinates[self.mesh.index(request.axis)]
+        group = self._process_groups[request.axis]
+        return perform_on_group(request, group, index, self.device)
 
     def _exchange(self, x: Tensor, exchange: Exchange) -> Tensor:
         self.observe("all_to_all", exchange.size_bytes(x), exchange.axis)

@@ -12,11 +12,14 @@ from torch import Tensor, fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
+from autoplan.boxing import Step
 from autoplan.layouts import B, Layout, Partial, Split
 from autoplan.mesh import Mesh
 from autoplan.runtime.communicator import Communicator, DistributedCommunicator, Observer
+from autoplan.runtime.handlers import GradientHandler, handled, handled_on_all
 from autoplan.runtime.leaves import owned
 from autoplan.runtime.program import Program
+from autoplan.runtime.regather import keeping_shards
 from autoplan.runtime.simulation import Simulator, gather, scatter, shard
 
 Watch = Callable[[fx.Node, list[Any]], None]
@@ -86,6 +89,12 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def comms(self) -> Sequence[Communicator]:
         """The communicators of `ranks`."""
+
+    @abc.abstractmethod
+    def handled(
+        self, value: Any, path: str, steps: Sequence[Sequence[Step]], handler: GradientHandler
+    ) -> Any:
+        """A stored parameter as it is read, its gradient reduced by `handler`; steps by rank."""
 
     @abc.abstractmethod
     def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
@@ -200,9 +209,15 @@ class DistributedExecutor(Executor):
         watch: Watch | None = None,
     ) -> list[Any]:
         module: fx.GraphModule = getattr(programs[0], part)
-        if watch is None:
-            return list(module(self.comm, *inputs))
-        return _interpret(module, [self.comm, *inputs], watch)
+        with keeping_shards(programs[0].gathers):
+            if watch is None:
+                return list(module(self.comm, *inputs))
+            return _interpret(module, [self.comm, *inputs], watch)
+
+    def handled(
+        self, value: Any, path: str, steps: Sequence[Sequence[Step]], handler: GradientHandler
+    ) -> Any:
+        return handled(value, path, steps[0], self.comm._run, handler)
 
     def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
         value = parameter.detach()
@@ -295,7 +310,16 @@ class SimulatedExecutor(Executor):
         watch: Watch | None = None,
     ) -> list[Any]:
         modules = [getattr(program, part) for program in programs]
-        return list(self.simulator.run(modules, inputs, watch))
+        with keeping_shards(programs[0].gathers):
+            return list(self.simulator.run(modules, inputs, watch))
+
+    def handled(
+        self, value: Any, path: str, steps: Sequence[Sequence[Step]], handler: GradientHandler
+    ) -> Any:
+        def move(values: Sequence[Tensor], each: Sequence[Step]) -> Sequence[Tensor]:
+            return self.simulator.move([values], [each])[0]
+
+        return handled_on_all(value, path, list(zip(*steps, strict=True)), move, handler)
 
     def whole(self, parameter: Tensor, layout: Layout) -> Tensor:
         return parameter.detach()

@@ -62,6 +62,8 @@ class Program:
     epilogue: fx.GraphModule
     received: tuple[TensorSpec, ...] = ()
     sent: tuple[TensorSpec, ...] = ()
+    gathers: bool = False
+    """Whether the body gathers parameters, of which nothing is kept for backward but shards."""
 
     def parted(self, results: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """What the body returned: outputs, values that are sent on, new buffers."""

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from autoplan.boxing import COLLECTIVES, Step
 from autoplan.layouts import Layout, Partial, Split, chunk_range, local_ranges
 from autoplan.mesh import Mesh
+from autoplan.runtime.algorithms import ALGORITHMS
+from autoplan.runtime.blockwise import View, run_all
 from autoplan.runtime.communicator import (
     Communicator,
     local_action,
@@ -24,6 +26,8 @@ from autoplan.runtime.communicator import (
 )
 from autoplan.runtime.exchange import Exchange, read_exchange
 from autoplan.runtime.recompute import run_again_in_backward
+from autoplan.runtime.regather import gathered, reduced
+from autoplan.runtime.requests import Request, perform_in_one_process
 from autoplan.runtime.wire import pad
 
 Values = list[Any]
@@ -41,6 +45,22 @@ class SimulatedCommunicator(Communicator):
     ) -> Sequence[Tensor]:
         raise RuntimeError("a simulated rank cannot box alone; run the program in a Simulator.")
 
+    def gather(
+        self, x: Tensor, texts: Sequence[str], *, axes: Sequence[str], sizes: Sequence[Any]
+    ) -> Tensor:
+        raise RuntimeError("a simulated rank cannot gather alone; run the program in a Simulator.")
+
+    def reduce(
+        self,
+        x: Tensor,
+        whole: Tensor,
+        texts: Sequence[str],
+        *,
+        axes: Sequence[str],
+        sizes: Sequence[Any],
+    ) -> Tensor:
+        raise RuntimeError("a simulated rank cannot reduce alone; run the program in a Simulator.")
+
     def all_reduce_max(self, x: Tensor, axis: str) -> Tensor:
         raise RuntimeError("a simulated rank cannot reduce alone; run the program in a Simulator.")
 
@@ -48,6 +68,9 @@ class SimulatedCommunicator(Communicator):
         self, x: Tensor, counts: Tensor, *, axis: str, rows: int, length: int | None = None
     ) -> Tensor:
         raise RuntimeError("a simulated rank cannot send alone; run the program in a Simulator.")
+
+    def blockwise(self, name: str, *tensors: Tensor, **options: Any) -> Tensor:
+        raise RuntimeError("a simulated rank cannot meet others; run the program in a Simulator.")
 
 
 class Simulator:
@@ -127,6 +150,15 @@ class Simulator:
                 tensors = list(zip(*(args[1] for args, _ in calls), strict=True))
                 boxed = self.box_many(tensors, list(zip(*many, strict=True)))
                 return list(zip(*boxed, strict=True))
+            if first.target in ("gather", "reduce"):
+                ways = [
+                    list(map(read_step, args[-1], kw["axes"], kw["sizes"])) for args, kw in calls
+                ]
+                together = Together(self, list(zip(*ways, strict=True)))
+                shards = [args[1] for args, _ in calls]
+                if first.target == "gather":
+                    return gathered(together, shards)
+                return reduced(together, shards, [args[2] for args, _ in calls])
             if first.target == "exchange_rows":
                 exchanges = []
                 for comm, (args, kw) in zip(self.comms, calls, strict=True):
@@ -134,6 +166,8 @@ class Simulator:
                     length = kw.get("length")
                     exchanges.append(read_exchange(args[2], index, kw["axis"], kw["rows"], length))
                 return self.exchange_rows([args[1] for args, _ in calls], exchanges)
+            if first.target == "blockwise":
+                return self.blockwise(calls)
             if first.target == "all_reduce_max":
                 return self._all_reduce_max([args[1] for args, _ in calls], calls[0][0][2])
             return [getattr(args[0], str(first.target))(*args[1:], **kw) for args, kw in calls]
@@ -171,6 +205,23 @@ class Simulator:
                 self.comms[rank].observe("all_to_all", each.size_bytes(values[rank]), each.axis)
                 arrived = torch.cat([sent[index] for sent in pieces])
                 results[rank] = pad(arrived, 0, each.length)
+        return results
+
+    def blockwise(self, calls: Sequence[tuple[Any, Any]]) -> Values:
+        """Arguments and options of `Communicator.blockwise` on every rank."""
+        algorithms = [ALGORITHMS[args[1]](**options) for args, options in calls]
+        views = [View(self.mesh, comm.coordinates) for comm in self.comms]
+        tensors = [args[2:] for args, _ in calls]
+        return run_all(algorithms, views, tensors, self._perform)
+
+    def _perform(self, requests: Sequence[Request]) -> Values:
+        results: Values = [None] * len(requests)
+        for comm, request in zip(self.comms, requests, strict=True):
+            comm.observe(request.kind, request.num_bytes, request.axis)
+        for group in self.mesh.groups(requests[0].axis):
+            answers = perform_in_one_process([requests[rank] for rank in group])
+            for rank, answer in zip(group, answers, strict=True):
+                results[rank] = answer
         return results
 
     def _all_reduce_max(self, values: Values, axis: str) -> Values:
@@ -260,6 +311,41 @@ def _part(name: str, whole: Tensor, step: Step, parts: int, index: int) -> Tenso
     assert isinstance(step.target, Split)
     start, stop = chunk_range(step.sizes[1], parts, index)
     return whole.narrow(step.target.dim, start, stop - start).clone()
+
+
+class Together:
+    """The way of one parameter on all ranks: of every step, one a rank."""
+
+    def __init__(self, simulator: Simulator, steps: Sequence[Sequence[Step]]) -> None:
+        self.simulator, self.steps = simulator, steps
+
+    def there(self, shards: Sequence[Tensor]) -> Values:
+        """The whole on every rank."""
+        values = list(shards)
+        for steps in self.steps:
+            (values,) = self.simulator.move([values], [steps])
+        return values
+
+    def again(self, shards: Sequence[Tensor], rank: int) -> Tensor:
+        """The whole on one rank; only this one is observed to communicate."""
+        observers = [comm.observer for comm in self.simulator.comms]
+        for number, comm in enumerate(self.simulator.comms):
+            comm.observer = comm.observer if number == rank else None
+        try:
+            whole: Tensor = self.there(shards)[rank]
+            return whole
+        finally:
+            for comm, observer in zip(self.simulator.comms, observers, strict=True):
+                comm.observer = observer
+
+    def back(self, grads: Sequence[Tensor | None], shapes: Sequence[torch.Size]) -> Values:
+        """The gradients of the shards; differentiable."""
+        values = _filled(list(zip(grads, shapes, strict=True)))
+        if values is None:
+            return [None] * len(grads)
+        for steps in reversed(self.steps):
+            values = self.simulator.box(values, [step.reversed for step in steps])
+        return values
 
 
 class _SimulatedBoxing(torch.autograd.Function):

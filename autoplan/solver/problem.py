@@ -284,7 +284,8 @@ class Certificate:
 
     `objective`, `bound`: seconds; no choice costs less than `bound`. `gap`: (objective - bound) /
     |objective|, 0.0 if they differ by float noise only. `status`: "optimal" if the gap asked for
-    (0.0 by default) is proven, "time limit" if time ran out. `seconds`: wall clock of the solve.
+    (0.0 by default) is proven, "time limit" if time ran out, "interrupted" if Ctrl-C ended it.
+    `seconds`: wall clock of the solve.
     `num_variables` of the problem given, `num_variables_after_reduction` and `num_binaries` of
     the ILP (0 if none was needed). `folding`: None if no classes were given,
     or if no choices were found that treat their members alike.
@@ -294,7 +295,7 @@ class Certificate:
     bound: float
     gap: float
     seconds: float
-    status: Literal["optimal", "time limit", "not proven"]
+    status: Literal["optimal", "time limit", "not proven", "interrupted"]
     num_variables: int
     num_binaries: int
     num_variables_after_reduction: int

@@ -13,6 +13,7 @@ from autoplan.errors import LayoutError
 from autoplan.hints import Hint
 from autoplan.layouts import Layout
 from autoplan.plan import Plan
+from autoplan.policies import POLICY_TEXTS, is_lean
 from autoplan.registry import rules_in_force
 from autoplan.search import hints_on
 from autoplan.units import seconds, size
@@ -111,7 +112,8 @@ def _chosen(plan: Plan, place: _Place) -> Iterator[str]:
             "most"
         )
         if row.use and row.use != row.layout:
-            yield f"  a step reads it as {row.use}, boxed once in the prologue"
+            when = POLICY_TEXTS[row.policy] or ", boxed once in the prologue"
+            yield f"  a step reads it as {row.use}{when}"
     else:
         yield f"{place.path or 'the model'} ({place.kind or 'module'} on mesh {plan.mesh})"
     operations = [row for row in plan.operations if place.holds(row.key, row.path)]
@@ -201,6 +203,7 @@ def _forbidden(plan: Plan, origin: Origin, question: Question, at: int) -> Itera
         origin.captured, plan.mesh, rules_in_force(), (), request.local_inputs,
         [each.name for each in question.annotated.sites if each.kind == "box"],
         {name: Layout.parse(text) for name, text in plan.wires.items()},
+        any(map(is_lean, plan.choices.values())),
     )  # fmt: skip
     every = dict(zip(site_keys(free), free.sites, strict=True))[question.keys[at]].candidates
     site = question.annotated.sites[at]

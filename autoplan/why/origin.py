@@ -17,6 +17,7 @@ from autoplan.layouts import Layout
 from autoplan.parallel import MeshChoice
 from autoplan.plan import Plan
 from autoplan.planfiles.fitting import annotate_as
+from autoplan.policies import is_lean
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.runtime.batches import Example, batch_size
@@ -100,7 +101,13 @@ class Origin:
         hints = hints_on(captured, request, choice)
         wires = {name: Layout.parse(text) for name, text in plan.wires.items()}
         annotated = annotate(
-            captured, mesh, rules_in_force(), hints, request.local_inputs, wires=wires
+            captured,
+            mesh,
+            rules_in_force(),
+            hints,
+            request.local_inputs,
+            wires=wires,
+            lean=any(map(is_lean, plan.choices.values())),
         )
         return pose(annotated, request, plan.recomputed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoplan.boxing import COLLECTIVES
 from autoplan.buckets import bucketed
@@ -64,6 +64,11 @@ def caused(
             if at not in sites and source.site not in sites:
                 continue
             origin = annotated.sites[source.site]
+            given = chosen[source.site]
+            if given.policy != "step" and not site.parameter_only:
+                read = site, chosen[at], position
+                found += _gathered(question.pricer, origin, given, read, keys[at])
+                continue
             found += _boxed(
                 question.pricer,
                 (chosen[source.site].outputs[source.output], chosen[at].inputs[position]),
@@ -86,9 +91,14 @@ def caused(
 def _inside(pricer: Pricer, site: Site, candidate: Candidate, key: str) -> Iterator[Transfer]:
     """Collectives of a parameter's way from storage to use, or of an op's local program."""
     if candidate.storage is not None:
-        ends = candidate.storage, candidate.outputs[0]
+        ends = candidate.storage, candidate.carried
         named = f"{key} as stored", "as read"
-        yield from _boxed(pricer, ends, site.outputs[0], "prologue", named, shared=True)
+        if site.kind == "parameter":
+            yield from _boxed(pricer, ends, site.outputs[0], "prologue", named, shared=True)
+        if site.kind == "parameter" and candidate.policy == "reduce":
+            ends = candidate.carried, candidate.outputs[0]
+            both = _boxed(pricer, ends, site.outputs[0], "prologue", named, shared=True)
+            yield from (each for each in both if each.direction == "forward")
     phase, count = "prologue" if site.parameter_only else "body", pricer.runs(site)
     for each in inner_collectives(site, candidate, pricer.mesh):
         yield Transfer(
@@ -103,6 +113,25 @@ def _inside(pricer: Pricer, site: Site, candidate: Candidate, key: str) -> Itera
             "inside",
             key,
         )
+
+
+def _gathered(
+    pricer: Pricer,
+    origin: Site,
+    given: Candidate,
+    read: tuple[Site, Candidate, int],
+    key: str,
+) -> Iterator[Transfer]:
+    """Collectives of a parameter that the body gathers, or reduces, for one reader."""
+    times = pricer.gathers(given, *read)
+    ends, named = (given.carried, given.outputs[0]), (f"parameter {origin.path}", key)
+    for each in _boxed(pricer, ends, origin.outputs[0], "body", named):
+        if each.direction == "backward":
+            yield each
+        elif times:
+            yield each
+            if times > 1:
+                yield replace(each, direction="backward")
 
 
 def _boxed(

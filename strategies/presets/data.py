@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from autoplan.hints import Hint
 from autoplan.layouts import BP, B, Entry, Split
+from autoplan.policies import Policy
 
 if TYPE_CHECKING:
     from autoplan.capture import Captured
@@ -30,12 +31,46 @@ def ddp(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
 
 
 def fsdp(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
-    """Parameters stored split along a dimension with a row for every rank, if they have one."""
+    """Parameters stored split along a dimension with a row for every rank, if they have one.
+
+    Gathered once a step; where memory binds, as few of them in every microbatch as it asks for.
+    """
+    yield from _stored_split(captured, axis, size, "fsdp")
+
+
+def zero1(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
+    """Optimizer state split; parameters gathered, and whole gradients reduced, once a step.
+
+    ZeRO-1 (Rajbhandari et al. 2020, section 5.1), with parameters as shards between steps.
+    """
+    yield from _stored_split(captured, axis, size, "zero1", "step")
+
+
+def zero2(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
+    """As zero1, with gradients split, too: reduced in every microbatch (section 5.2)."""
+    yield from _stored_split(captured, axis, size, "zero2", "reduce")
+
+
+def zero3(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
+    """Nothing is whole but around its readers: gathered in every microbatch's forward, again in its
+    backward, which reduces the gradient (section 5.3; Zhao et al. 2023, "reshard after forward").
+    """
+    yield from _stored_split(captured, axis, size, "zero3", "microbatch")
+
+
+def _stored_split(
+    captured: Captured, axis: str, size: int, name: str, policy: Policy | None = None
+) -> Iterator[Hint]:
     yield from data(captured, axis, size)
     for each in captured.inputs_of("parameter"):
         dims = [d for d, rows in enumerate(each.meta.shape) if _fills(rows, size)]
         stored: frozenset[Entry | str] = frozenset(Split(d) for d in dims) or frozenset({B})
-        yield Hint(each.path, "storage", {axis: stored}, "preset 'fsdp'")
+        yield Hint(each.path, "storage", {axis: stored}, f"preset {name!r}")
+        frozen = policy == "reduce" and not each.meta.requires_grad
+        if policy is not None and dims and not frozen:
+            gathered: frozenset[Entry | str] = frozenset({policy})
+            # Of a parameter that the prologue computes with there is no other policy than "step".
+            yield Hint(each.path, "gather", {axis: gathered}, f"preset {name!r}", required=False)
 
 
 def _fills(rows: int, size: int) -> bool:

@@ -56,6 +56,16 @@ def also(section: str, new: str) -> Callable[[str], str]:
     return change
 
 
+def within(section: str, change: Callable[[str], str]) -> Callable[[str], str]:
+    """A change of what comes from the head of a section on."""
+
+    def changed(text: str) -> str:
+        at = text.index(f"\n[{section}]")
+        return text[:at] + change(text[at:])
+
+    return changed
+
+
 def cut(share: float) -> Callable[[str], str]:
     return lambda text: text[: int(share * len(text))]
 
@@ -218,6 +228,9 @@ FIGURES: dict[str, Callable[[str], str | bytes]] = {
     "unknown memory": also("figures.memory", "spare = 3"),
     "gap nan": line("gap", "gap = nan"),
     "negative gap": line("gap", "gap = -0.5"),
+    "config as list": swap("[config]", "[[config]]"),
+    "config of a date": also("config", "when = 2024-01-01"),
+    "gap of config nan": within("config", line("gap", "gap = nan")),
     "status as number": line("status", "status = 1"),
     "negative variables": line("num_variables", "num_variables = -1"),
     "baseline without its name": swap('{ name = "data parallel"', '{ nom = "data parallel"'),

@@ -228,7 +228,6 @@ def test_without_stages_all_ranks_have_the_same_mesh() -> None:
         ({"pipeline": {"size": 2.0}}, 1, r"got 2\.0"),
         ({"pipeline": {"sise": 2}}, 1, r"no key 'sise' \(did you mean 'size'\?\)"),
         ({"pipeline": {"size": 2, "stagemap": [0, 1]}}, 1, r"\(did you mean 'stage_map'\?\)"),
-        ({"pipeline": {"schedule": "gpipe"}}, 1, r"says no size; add.*size=2"),
         # schedules
         ({"pipeline": {"size": 4, "schedule": "1f1b"}}, 2,
          r"'1f1b' on 4 pipeline ranks needs at least 4 microbatches, got 2; use microbatches=4"),

@@ -31,7 +31,7 @@ def _differences(
 ) -> dict[tuple[str, ...], tuple[_Traffic, _Traffic]]:
     """Labels of every candidate with inner collectives -> what is priced, and what runs."""
     pricer = Pricer(mesh, Roofline(load_cluster("cpu", mesh.num_devices, "cpu"), mesh), Setting())
-    annotated = annotate(experiment.captured, mesh, RULES)
+    annotated = annotate(experiment.captured, mesh, RULES, lean=True)
     at = next(i for i, site in enumerate(annotated.sites) if site.kind == "op")
     site, choices = annotated.sites[at], [0] * len(annotated.sites)
     found = {}

@@ -65,6 +65,9 @@ ON_TWO_AXES = [
         "scaled_dot_product_attention.default-dropout_bias",
         "scaled_dot_product_attention.default-few_key_heads",
         "scaled_dot_product_attention.default-grouped",
+        "scaled_dot_product_attention.default-ring_bias_of_groups",
+        "scaled_dot_product_attention.default-ring_flags",
+        "scaled_dot_product_attention.default-ring_of_groups",
         "transpose.int-heads",
     )
 ]
@@ -468,6 +471,22 @@ _SIGNATURES: dict[tuple[str, str], dict[str, str]] = {
         "B/P": "B/P B/P B/P -> B/P",
         "b0": "S(0) S(0) S(0) -> S(0)",
         "h": "S(1) S(1) S(1) -> S(1)",
+        "ring": "S(2) S(2) S(2) -> S(2)",
+    },
+    ("scaled_dot_product_attention", "ring_bias_of_groups"): {
+        "B": "B B B B -> B",
+        "B/P": "B/P B/P B/P B/P -> B/P",
+        "g": "S(1) B/P B/P S(0) -> S(1)",
+        "h": "S(1) S(1) S(1) S(0) -> S(1)",
+        "q": "S(2) B/P B/P S(1) -> S(2)",
+        "ring": "S(2) S(2) S(2) S(1) -> S(2)",
+    },
+    ("scaled_dot_product_attention", "ring_bias_of_keys"): {
+        "B": "B B B B -> B",
+        "B/P": "B/P B/P B/P B/P -> B/P",
+        "h": "S(1) S(1) S(1) B/P -> S(1)",
+        "q": "S(2) B/P B/P B/P -> S(2)",
+        "ring": "S(2) S(2) S(2) B/P -> S(2)",
     },
     ("scaled_dot_product_attention", "grouped"): {
         "B": "B B B -> B",

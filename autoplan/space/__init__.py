@@ -1,0 +1,1 @@
+"""The space of all ways to use the devices: pipelines, meshes, microbatches, schedules."""

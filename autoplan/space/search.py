@@ -1,0 +1,437 @@
+"""Search: the best plan over all shapes, with the bound of all.
+
+Every shape is estimated by the chain of a short model; those that promise most are solved in full,
+until none that is left promises more; then bounds of the others are raised, lowest first, while
+there is time. A shape is ruled out where no plan of it can take less than the best one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from autoplan.capture import Captured
+from autoplan.errors import AutoplanError, HintError, InfeasibleError
+from autoplan.found import Found
+from autoplan.parallel import MeshChoice
+from autoplan.pipelining.planner import Piped, search_pipeline
+from autoplan.request import Request
+from autoplan.search import find_on_mesh
+from autoplan.solver.problem import UndecidedError, relative_gap
+from autoplan.space.bounds import compute_s
+from autoplan.space.captures import Captures
+from autoplan.space.estimate import estimate
+from autoplan.space.progress import Show, live_table
+from autoplan.space.shapes import Shape, request_at
+from autoplan.space.tried import Tried, time_of
+
+_FEW = 6
+"""Shapes without pipelines that are solved in full, without an estimate."""
+_ESTIMATING = 0.5
+"""Part of the time limit after which nothing more is estimated."""
+_PROMISING = 1.03
+"""A pipeline is rarely more than this faster than its estimate, since stages are solved alone."""
+_PLAIN_PROMISING = 1.0005
+"""The same of a plan without stages, if its estimate is as far off as that of the best."""
+_NEAR = 1.5
+"""Meshes are looked at again whose first estimate is at most so many times the best."""
+_MICROBATCHES_PER_RANK = 4
+"""That usually fill a pipeline: its bubble is then a fifth."""
+_MOST_SOLVED = 12
+_SMALL = 10_000
+"""Nodes of a short model times shapes: up to here, every shape that may be the best is solved."""
+_LEAST_TIME_S = 0.5
+_SAME = 1 - 1e-9
+_UNLIMITED = 1 << 62
+"""Bytes that no plan needs."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The best that was found: its shape, the request and the model of that shape.
+
+    `bound`: seconds that no plan of the space takes less than. `interrupted`: by Ctrl-C.
+    """
+
+    found: Found | Piped
+    shape: Shape
+    request: Request
+    captured: Captured
+    tried: tuple[Tried, ...]
+    bound: float
+    interrupted: bool
+
+
+def search_space(captures: Captures, request: Request, progress: bool | None = None) -> Searched:
+    """The best plan of the space that `request` leaves open.
+
+    The time limit is that of the whole search. Ctrl-C ends it with the best so far. Raises
+    NoPlanError where no shape has a plan.
+    """
+    with live_table(progress) as show:
+        return _Search(captures, request, show).run()
+
+
+class NoPlanError(InfeasibleError):
+    """No shape of the space has a plan; `cause` is why the most promising one has none."""
+
+    def __init__(self, cause: AutoplanError, request: Request, captured: Captured) -> None:
+        super().__init__(str(cause))
+        self.cause, self.request, self.captured = cause, request, captured
+
+
+class _Search:
+    """What is known of all shapes so far."""
+
+    def __init__(self, captures: Captures, request: Request, show: Show) -> None:
+        assert request.space is not None
+        self.captures, self.request, self.show = captures, request, show
+        self.space = request.space
+        self.start = time.perf_counter()
+        self.deadline = self.start + request.time_limit_s
+        self.failure: NoPlanError | None = None
+        self.best: Tried | None = None
+        self.tried: list[Tried] = []
+        self.fewest = 1
+        self.fewest_on: dict[_Key, int] = {}
+
+    def run(self) -> Searched:
+        """Estimate, solve, prove."""
+        interrupted = False
+        try:
+            self._begin()
+            if self._are_few():
+                for each in self.tried:
+                    self._solve(each, sum(t.status == "open" for t in self.tried))
+            else:
+                for fine in (False, True):
+                    self._estimate_all(fine)
+                    self._solve_promising()
+                self._prove()
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            interrupted = True
+        if self.best is None:
+            assert self.failure is not None
+            raise self.failure
+        shape = self.best.shape
+        assert self.best.found is not None
+        return Searched(
+            _bounded(self.best.found, self.bound, interrupted),
+            shape,
+            request_at(self.request, shape),
+            self.captures.whole(shape.microbatches),
+            tuple(sorted(self.tried, key=Tried.rank)),
+            self.bound,
+            interrupted,
+        )
+
+    @property
+    def bound(self) -> float:
+        """Seconds that no plan of any shape takes less than."""
+        floors = [each.floor_s for each in self.tried if each.status != "no plan"]
+        best = math.inf if self.best is None else time_of(self.best.found)
+        return min([*floors, best])
+
+    def _begin(self) -> None:
+        """All shapes, with the time that computing takes whatever is communicated."""
+        fixed = self.space.microbatches
+        rows = self.captures.rows
+        pieces = self.captures.pieces(fixed or 1)
+        shapes = self.space.shapes(rows, len(pieces))
+        self.fewest = min(shape.microbatches for shape in shapes)
+        for shape in shapes:
+            key = _Key(shape.mesh)
+            self.fewest_on[key] = min(shape.microbatches, self.fewest_on.get(key, 1 << 30))
+        ranks = {shape.mesh.mesh.num_devices for shape in shapes}
+        if self._all_plain(shapes):
+            floors = dict.fromkeys(ranks, 0.0)
+        else:
+            whole = self.captures.whole(self.fewest)
+            floors = {n: self.fewest * compute_s(whole, self.request, n) for n in ranks}
+        self.tried = [Tried(shape) for shape in shapes]
+        for each in self.tried:
+            each.raise_floor(floors[each.shape.mesh.mesh.num_devices])
+
+    def _all_plain(self, shapes: tuple[Shape, ...]) -> bool:
+        return len(shapes) <= _FEW and all(shape.pipeline is None for shape in shapes)
+
+    def _are_few(self) -> bool:
+        return self._all_plain(tuple(each.shape for each in self.tried))
+
+    # -- estimating -------------------------------------------------------------------------
+
+    def _estimate_all(self, fine: bool) -> None:
+        """The chains of the shapes of one and two axes; then of three that refine the best one.
+
+        Of each mesh first the microbatches that usually suit it, then of the better meshes more or
+        fewer, as long as that helps.
+        """
+        until = self.start + _ESTIMATING * self.request.time_limit_s
+        groups = [g for g in self._groups() if (g.mesh.mesh.ndim > 2) is fine]
+        if fine:
+            best = min(self.tried, key=Tried.rank)
+            groups = [g for g in groups if _refines(g, best)]
+        for group in groups:
+            self._estimate_first(group, until)
+        for group in sorted(groups, key=_Group.least):
+            if group.least() < _NEAR * self._least_estimate():
+                self._climb(group, until)
+        self._estimate_schedules()
+
+    def _groups(self) -> list[_Group]:
+        """Shapes that differ in microbatches only; without a pipeline first, then few axes."""
+        groups: dict[tuple[int, _Key], list[Tried]] = {}
+        for each in self.tried:
+            if each.shape.is_plain:
+                groups.setdefault((each.shape.size, _Key(each.shape.mesh)), []).append(each)
+        made = [_Group(sorted(g, key=lambda t: t.shape.microbatches)) for g in groups.values()]
+        return sorted(made, key=lambda g: (g.size, g.mesh.mesh.ndim))
+
+    def _estimate_first(self, group: _Group, until: float) -> None:
+        """The fewest microbatches that fit; of a pipeline about as many as fill it."""
+        shapes = group.shapes
+        if group.size > 1:
+            wanted = _MICROBATCHES_PER_RANK * group.size
+            nearest = min(shapes, key=lambda t: abs(math.log(t.shape.microbatches / wanted)))
+            shapes = shapes[shapes.index(nearest) :]
+        for each in shapes:
+            if each.floor_s < self._least_estimate():
+                self._estimate(each, until)
+            if each.estimate_s is not None:
+                return
+
+    def _climb(self, group: _Group, until: float) -> None:
+        """More microbatches, then fewer, while that helps."""
+        at = min(range(len(group.shapes)), key=lambda n: group.shapes[n].rank())
+        for step in (1, -1):
+            number = at + step
+            while 0 <= number < len(group.shapes):
+                each, before = group.shapes[number], group.least()
+                if each.estimate_s is None and each.floor_s < self._least_estimate():
+                    self._estimate(each, until)
+                if each.estimate_s is None or each.estimate_s >= before:
+                    break
+                number += step
+
+    def _estimate(self, each: Tried, until: float) -> None:
+        if time.perf_counter() > until or each.status != "open":
+            return
+        self.show(f"estimating {each.shape}", self.tried, self.bound)
+        short = self.captures.short(each.shape.microbatches)
+        found = estimate(short, request_at(self.request, each.shape), each.shape)
+        each.estimate_s = None if found is None else found.step_time_s
+        each.status = "too little memory" if found is None else "estimated"
+
+    def _least_estimate(self) -> float:
+        known = [each.estimate_s for each in self.tried if each.estimate_s is not None]
+        return min(known, default=math.inf)
+
+    # -- solving ----------------------------------------------------------------------------
+
+    def _solve_promising(self) -> None:
+        """Best estimate first, until none that is left promises more than what is found."""
+        for number, each in enumerate(self._by_promise()):
+            late = time.perf_counter() > self.deadline
+            if self.best is not None and (late or number >= _MOST_SOLVED):
+                return
+            if self.best is not None and self._promises(each) > time_of(self.best.found):
+                return
+            self._solve(each, 3)
+
+    def _by_promise(self) -> Iterator[Tried]:
+        estimated = [each for each in self.tried if each.status == "estimated"]
+        yield from sorted(estimated, key=lambda each: each.estimate_s or 0.0)
+        if self.best is None:  # nothing fits by estimate: those that hold the least
+            rest = [each for each in self.tried if each.estimate_s is None]
+            yield from sorted(rest, key=lambda t: (-t.shape.size, -t.shape.microbatches))[:4]
+
+    def _promises(self, each: Tried) -> float:
+        """Seconds that a plan of the shape may take, by its estimate."""
+        if each.estimate_s is None:
+            return math.inf
+        if each.shape.size > 1 or self.best is None or self.best.estimate_s is None:
+            return each.estimate_s / _PROMISING
+        assert self.best.step_time_s is not None
+        missed = self.best.step_time_s / self.best.estimate_s
+        return each.estimate_s * missed / _PLAIN_PROMISING
+
+    def _estimate_schedules(self) -> None:
+        """Other schedules of the best pipelines: they fill the bubble, and hold more."""
+        piped = [t for t in self.tried if t.estimate_s is not None and t.shape.size > 1]
+        for each in sorted(piped, key=Tried.rank)[:3]:
+            assert each.estimate_s is not None
+            if each.estimate_s > 1.5 * self._least_estimate():
+                return
+            for other in self.tried:
+                if not other.shape.is_plain and _but_for_schedule(other, each):
+                    self._estimate(other, self.deadline)
+
+    def _solve(self, each: Tried, sharing: int) -> None:
+        """The best plan of a shape, in a part of the time that is left."""
+        self.show(f"solving {each.shape}", self.tried, self.bound)
+        left_s = max(_LEAST_TIME_S, self.deadline - time.perf_counter())
+        request = replace(
+            request_at(self.request, each.shape), time_limit_s=left_s / max(1, sharing)
+        )
+        captured = self.captures.whole(each.shape.microbatches)
+        try:
+            if each.shape.pipeline is None:
+                each.found = find_on_mesh(captured, request, each.shape.mesh)
+                floor = each.found.solution.certificate.bound
+            else:
+                each.found = search_pipeline(captured, request)
+                floor = each.found.floor
+        except (HintError, InfeasibleError) as error:
+            each.status = "no plan"
+            bound = getattr(error, "bound", None)
+            if bound is not None or isinstance(error, UndecidedError):
+                each.status = "too little memory"  # none was found, and there may be one
+                each.floor_s = max(each.floor_s, bound or 0.0)
+            if self.failure is None:
+                self.failure = NoPlanError(error, request, captured)
+            return
+        each.status = "solved"
+        each.floor_s = max(each.floor_s, min(floor, time_of(each.found)))
+        # Shapes come by number of axes: of equal plans the one with fewer axes stays.
+        if self.best is None or time_of(each.found) < time_of(self.best.found) * _SAME:
+            self.best = each
+
+    # -- proving ----------------------------------------------------------------------------
+
+    def _prove(self) -> None:
+        """Raise the lowest floors: of each mesh by the model solved whole on it.
+
+        As long as all before took. With the fewest microbatches, whose ops and collectives take the
+        least together: cutting a batch further adds latencies, and makes no part of any cut smaller
+        than its share.
+        """
+        if self.best is None:
+            if self._is_small():
+                self._solve_rest()
+            return
+        asked: set[_Key] = set()
+        now = time.perf_counter()
+        until = min(self.deadline, now + max(_LEAST_TIME_S, now - self.start))
+        while time.perf_counter() < until:
+            best = time_of(self.best.found)
+            self._rule_out(best)
+            left = [t for t in self.tried if t.status not in ("ruled out", "no plan")]
+            left = [t for t in left if t.floor_s < best and _Key(t.shape.mesh) not in asked]
+            if not left:
+                break
+            each = min(left, key=lambda t: (t.shape.mesh.mesh.ndim, t.floor_s))
+            asked.add(_Key(each.shape.mesh))
+            self.show(f"proving {each.shape.mesh.mesh}", self.tried, self.bound)
+            self._raise_floors(each.shape.mesh)
+        self._rule_out(time_of(self.best.found))
+        if self._is_small():
+            self._solve_rest()
+
+    def _is_small(self) -> bool:
+        sites = len(self.captures.short(self.fewest).captured.graph.nodes)
+        return sites * len(self.tried) <= _SMALL
+
+    def _solve_rest(self) -> None:
+        """What is not ruled out by its floor, as long as there is time: then the best is proven."""
+        left = [t for t in self.tried if t.status in ("open", "estimated", "too little memory")]
+        for each in sorted(left, key=Tried.rank):
+            if time.perf_counter() > self.deadline:
+                return
+            if self.best is None or each.floor_s < time_of(self.best.found):
+                self._solve(each, 2)
+        if self.best is not None:
+            self._rule_out(time_of(self.best.found))
+
+    def _rule_out(self, best: float) -> None:
+        for each in self.tried:
+            if each.status in ("open", "estimated", "too little memory") and each.floor_s >= best:
+                each.status = "ruled out"
+
+    def _raise_floors(self, mesh: MeshChoice) -> None:
+        work_s = self._whole_s(mesh)
+        for each in self.tried:
+            if _Key(each.shape.mesh) == _Key(mesh):
+                each.raise_floor(work_s)
+
+    def _whole_s(self, mesh: MeshChoice) -> float:
+        """Seconds that no plan on one mesh takes less than, whatever its memory."""
+        left_s = max(_LEAST_TIME_S, self.deadline - time.perf_counter())
+        fewest = self.fewest_on[_Key(mesh)]
+        request = request_at(self.request, Shape(mesh, fewest))
+        request = replace(request, memory_bytes=_UNLIMITED, recompute="none", time_limit_s=left_s)
+        try:
+            found = find_on_mesh(self.captures.whole(fewest), request, mesh)
+        except (HintError, InfeasibleError):
+            return 0.0
+        return found.solution.certificate.bound
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Shapes that differ in microbatches only, fewest first."""
+
+    shapes: list[Tried]
+
+    @property
+    def size(self) -> int:
+        """Pipeline ranks."""
+        return self.shapes[0].shape.size
+
+    @property
+    def mesh(self) -> MeshChoice:
+        return self.shapes[0].shape.mesh
+
+    def least(self) -> float:
+        """The best estimate."""
+        known = [each.estimate_s for each in self.shapes if each.estimate_s is not None]
+        return min(known, default=math.inf)
+
+
+def _refines(group: _Group, best: Tried) -> bool:
+    """Whether two neighbouring axes of a mesh are one axis of the best, in the same pipeline."""
+    sizes, coarse = group.mesh.mesh.sizes, best.shape.mesh.mesh.sizes
+    merged = [
+        (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :]) for at in range(len(sizes) - 1)
+    ]
+    return group.size == best.shape.size and (coarse in merged or len(coarse) == 1)
+
+
+def _but_for_schedule(one: Tried, other: Tried) -> bool:
+    """Whether two shapes have the same mesh, pipeline ranks and microbatches."""
+    return (one.shape.size, one.shape.microbatches, _Key(one.shape.mesh)) == (
+        other.shape.size,
+        other.shape.microbatches,
+        _Key(other.shape.mesh),
+    )
+
+
+class _Key:
+    """A mesh with its schemes, to be compared."""
+
+    def __init__(self, choice: MeshChoice) -> None:
+        self.key = choice.mesh, tuple(choice.schemes.items())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _bounded(found: Found | Piped, bound: float, interrupted: bool) -> Found | Piped:
+    """The best with the bound of the whole space."""
+    if isinstance(found, Piped):
+        return replace(found, floor=min(found.floor, bound))
+    proof = found.solution.certificate
+    bound = min(bound, proof.bound)
+    distance = relative_gap(proof.objective, bound)
+    proof = replace(proof, bound=bound, gap=distance)
+    if interrupted:
+        proof = replace(proof, status="interrupted")
+    elif distance > 0 and proof.status == "optimal":
+        proof = replace(proof, status="not proven")
+    return replace(found, solution=replace(found.solution, certificate=proof))
