@@ -38,6 +38,7 @@ from autoplan.request import Request
 from autoplan.runtime.batches import Example, batch_size, whole_batch
 from autoplan.runtime.batches import microbatches as cut_microbatches
 from autoplan.runtime.program import Program
+from autoplan.space.batches import Parts
 from autoplan.space.captures import Captures
 from autoplan.space.shapes import request_at
 from autoplan.state import StatefulModule
@@ -163,9 +164,7 @@ class PlannedModule(StatefulModule):
         if self._request.space is None:
             return
         captures = Captures(
-            lambda count: self._capture(self._cut(example, count)[0]),
-            batch_size(example),
-            alike=not self._request.hints,
+            Parts(self._capture, example), batch_size(example), alike=not self._request.hints
         )
         if not dist.is_initialized() or dist.get_world_size() == 1:
             self._settled = settle(captures, self._request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from autoplan.request import Request, make_request
 from autoplan.runtime.batches import Example, batch_size, microbatches, whole_batch
 from autoplan.search import search
 from autoplan.sites import Annotated
+from autoplan.space.batches import Parts
 from autoplan.space.captures import Captures
 from autoplan.space.search import NoPlanError, search_space
 from autoplan.space.shapes import Shape
@@ -243,14 +244,15 @@ def check_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Example:
 def captures_of(model: nn.Module, example: Example, request: Request) -> Captures:
     """The model at every number of microbatches of the batch that `example` is."""
 
-    def capture_at(count: int) -> Captured:
-        asked = replace(request, setting=replace(request.setting, microbatches=count))
-        return capture_microbatch(model, *example, asked)
+    def capture_all(example: Example) -> Captured:
+        return capture(model, *example, training=request.setting.training)
 
-    rows = batch_size(example)
-    if request.local_inputs and rows is not None:
-        rows *= request.devices
-    return Captures(capture_at, rows, alike=not request.hints)
+    if request.space is None:
+        return Captures(lambda _: capture_microbatch(model, *example, request), None)
+    if request.local_inputs:
+        example = whole_batch(example, request.devices)
+        check_local_inputs(capture_all(example))
+    return Captures(Parts(capture_all, example), batch_size(example), alike=not request.hints)
 
 
 def check_local_inputs(captured: Captured) -> None:

@@ -331,7 +331,7 @@ def local_work(site: Site, candidate: Candidate, mesh: Mesh) -> tuple[Work, Work
     forward = Work(kind, flops, moved, dtype)  # type: ignore[arg-type]
     if not any(meta.requires_grad for meta in call.outputs):
         return forward, None
-    factor = _backward_factor(call, rule, kind)
+    factor = backward_factor(call, rule, kind)
     return forward, Work(kind, factor * flops, max(factor, 1.0) * moved, dtype)  # type: ignore[arg-type]
 
 
@@ -341,7 +341,7 @@ def _streamed_bytes(site: Site, candidate: Candidate, mesh: Mesh) -> int:
     return sum(each.size_bytes for each in inner if each.kind == "broadcast" and not each.backward)
 
 
-def _backward_factor(call: OpCall, rule: Rule | None, kind: str) -> float:
+def backward_factor(call: OpCall, rule: Rule | None, kind: str) -> float:
     """Backward over forward: one product per factor that needs a gradient, of which there are two,
     however many tensors they are (the weights of a recurrent network); 5/2 for attention, which
     computes its scores again (Dao 2023, section 3.1)."""

@@ -82,7 +82,7 @@ def _scheme(console: Console, plan: Plan) -> None:
     found = scheme_of(plan)
     console.print(f"scheme: {found.name}", markup=False, highlight=False)
     for line in found.departures[:_MOST_DEPARTURES]:
-        console.print(f"  but {line}", markup=False, highlight=False)
+        console.print(f"  but {line}", markup=False, highlight=False, soft_wrap=True)
     if len(found.departures) > _MOST_DEPARTURES:
         console.print(f"  and {len(found.departures) - _MOST_DEPARTURES} more", highlight=False)
 

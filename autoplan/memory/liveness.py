@@ -6,7 +6,7 @@ gradient from the backward of its last reader to that of its producer. Views liv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,14 +26,16 @@ def timeline_of(
     pricer: Pricer,
     recomputed: Sequence[Block] = (),
     idle: Sequence[Block] = (),
+    only: Collection[int] | None = None,
 ) -> Timeline:
     """Every term of a step of one microbatch among `pricer.setting.microbatches`.
 
     Backward computes the blocks `recomputed` again, each before its own backward; what they keep
     for it lives from then on only, and what they read from outside until it is over. Blocks `idle`
-    are not, but have moments, so that timelines of several choices among them compare.
+    are not, but have moments, so that timelines of several choices among them compare. `only`: the
+    terms of these sites alone.
     """
-    one, setting = timeline_of_one(annotated, pricer, recomputed, idle), pricer.setting
+    one, setting = timeline_of_one(annotated, pricer, recomputed, idle, only), pricer.setting
     later = setting.in_flight if setting.in_flight_later is None else setting.in_flight_later
     return with_others(one, setting.in_flight, later)
 
@@ -43,13 +45,14 @@ def timeline_of_one(
     pricer: Pricer,
     recomputed: Sequence[Block] = (),
     idle: Sequence[Block] = (),
+    only: Collection[int] | None = None,
 ) -> Timeline:
     """As `timeline_of`, with no other microbatch in flight."""
     schedule = Schedule.of(len(annotated.sites), recomputed, idle)
     liveness = _Liveness(annotated, pricer, schedule)
-    terms = [*liveness.terms()]
+    terms = [*liveness.terms(range(len(annotated.sites)) if only is None else sorted(only))]
     for block in recomputed:
-        terms += _Again(annotated, pricer, schedule.again(block), block).terms()
+        terms += _Again(annotated, pricer, schedule.again(block), block).terms(block.again)
     return Timeline(
         annotated, schedule.last + 3, tuple(terms), tuple(liveness.constants()), schedule
     )
@@ -67,8 +70,10 @@ class _Liveness(Leaner):
             elif site.kind in ("buffer", "constant"):
                 yield "inputs", size
 
-    def terms(self) -> Iterator[Term]:
-        for at, site in enumerate(self.sites):
+    def terms(self, of: Iterable[int]) -> Iterator[Term]:
+        """What the sites `of` these numbers make, keep and need."""
+        for at in of:
+            site = self.sites[at]
             if site.kind == "parameter":
                 yield from self.parameter(at, site)
                 yield from self.body_gathers(at, site)
@@ -277,8 +282,8 @@ class _Again(_Liveness):
     def _reads(self, at: int) -> bool:
         return at in self.again or at in self.reading
 
-    def terms(self) -> Iterator[Term]:
-        for at in sorted(self.again):
+    def terms(self, of: Iterable[int]) -> Iterator[Term]:
+        for at in sorted(of):
             site = self.sites[at]
             if not self.is_view(at):
                 for output, meta in enumerate(site.outputs):

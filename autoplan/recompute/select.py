@@ -12,7 +12,7 @@ from autoplan.memory.liveness import timeline_of
 from autoplan.memory.schedule import Block
 from autoplan.pricing import Pricer
 from autoplan.recompute.pricing import SecondRuns
-from autoplan.sites import Annotated
+from autoplan.sites import Annotated, Site
 from autoplan.solver import Limit, Problem, ProblemBuilder, solve
 
 FloatArray = NDArray[np.float64]
@@ -70,6 +70,28 @@ def _another(chosen: frozenset[int], count: int) -> Limit:
     return Limit("another set", len(chosen) - 1.0, vectors)
 
 
+def _touched(annotated: Annotated, block: Block) -> set[int]:
+    """The sites of a block, those that read of it, and those that it reads, through views."""
+    sites = annotated.sites
+    touched = set(block.sites)
+    waiting = list(block.sites)
+    while waiting:
+        for source in sites[waiting.pop()].inputs:
+            if source.site not in touched:
+                touched.add(source.site)
+                if _may_be_view(sites[source.site]):
+                    waiting.append(source.site)
+    inside = set(block.sites)
+    touched |= {
+        at for at, site in enumerate(sites) if any(each.site in inside for each in site.inputs)
+    }
+    return touched
+
+
+def _may_be_view(site: Site) -> bool:
+    return site.kind == "box" or (site.rule is not None and site.rule.kind == "free")
+
+
 class _Effects:
     """What recomputing blocks does to the bytes alive under `choices`, moment by moment."""
 
@@ -85,12 +107,22 @@ class _Effects:
         self._known: dict[frozenset[int], FloatArray] = {}
         every = frozenset(range(len(blocks)))
         self.none = self.totals(frozenset())
-        alone = [self.totals(frozenset({each})) - self.none for each in every]
+        alone = [self._change(each) for each in every]
         self.changes = alone
         together = self.totals(every) - self.none
         if not np.allclose(sum(alone, np.zeros_like(together)), together, rtol=0.0, atol=0.5):
             last = [self.totals(every) - self.totals(every - {each}) for each in every]
             self.changes = [np.minimum(*pair) for pair in zip(alone, last, strict=True)]
+
+    def _change(self, number: int) -> FloatArray:
+        """What recomputing one block alone does: only what its sites touch changes."""
+        block = self.blocks[number]
+        idle = [each for each in self.blocks if each is not block]
+        touched = _touched(self.annotated, block)
+        after = timeline_of(self.annotated, self.pricer, [block], idle, touched)
+        before = timeline_of(self.annotated, self.pricer, [], self.blocks, touched)
+        change: FloatArray = after.totals(self.choices) - before.totals(self.choices)
+        return change
 
     def totals(self, chosen: frozenset[int]) -> FloatArray:
         """Bytes alive if the blocks of these numbers are recomputed."""

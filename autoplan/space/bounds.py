@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
 from autoplan.capture import Captured
-from autoplan.cost_models import Roofline, Work
+from autoplan.cost_models import Cluster, Roofline, Work
+from autoplan.cost_models.base import WorkKind
 from autoplan.mesh import Mesh
-from autoplan.pricing import Setting, dtype_name
+from autoplan.pricing import backward_factor, dtype_name
 from autoplan.registry import rules_in_force
-from autoplan.request import Request
 from autoplan.sites import describe
 from autoplan.space.shapes import Shape
 from autoplan.strategies.rule import OpCall, Rule
 
 
-def compute_s(captured: Captured, request: Request, ranks: int) -> float:
-    """Seconds that the ops of one microbatch take at least, spread evenly over `ranks`.
+@dataclass(frozen=True)
+class Product:
+    """A matrix product or attention: its work forward, and backward over forward (0 without)."""
 
-    Nothing is communicated, every product runs at the achievable rate, and memory is touched by the
-    ranks in equal parts.
-    """
-    mesh = Mesh.of(ranks=ranks)
-    model = Roofline(request.cluster, mesh)
+    kind: WorkKind
+    flops: float
+    dtype: str
+    backward: float
+
+
+def products_of(captured: Captured, training: bool) -> Counter[Product]:
+    """What takes the arithmetic of one microbatch, and how often."""
     rules = rules_in_force()
-    total = 0.0
+    found: Counter[Product] = Counter()
+    known: dict[Any, Product | None] = {}
     for node in captured.graph.nodes:
-        if node.op != "call_function" or not str(node.target).startswith("aten."):
+        if node.op != "call_function" or str(node.target) not in rules:
             continue
         call, _ = describe(node)
-        rule = rules.get(call.op)
-        if rule is None or rule.kind == "free" or not call.outputs:
-            continue
-        if rule.kind in ("matmul", "attention"):
-            total += _product_s(model, call, rule, ranks, request.setting)
+        key = call.op, call.inputs, call.outputs, repr(call.args)
+        if key not in known:
+            known[key] = _product(call, rules[call.op], training)
+        product = known[key]
+        if product is not None:
+            found[product] += 1
+    return found
+
+
+def _product(call: OpCall, rule: Rule, training: bool) -> Product | None:
+    if rule.kind not in ("matmul", "attention") or not call.inputs:
+        return None
+    backward = 0.0
+    if training and any(meta.requires_grad for meta in call.outputs):
+        backward = backward_factor(call, rule, rule.kind)
+    kind: WorkKind = "matmul" if rule.kind == "matmul" else "attention"
+    return Product(kind, rule.total_flops(call), dtype_name(call.inputs[0]), backward)
+
+
+def compute_s(products: Counter[Product], cluster: Cluster, ranks: int) -> float:
+    """Seconds that the products of one microbatch take at least, spread evenly over `ranks`.
+
+    Nothing is communicated, and all runs at the achievable rate.
+    """
+    model = Roofline(cluster, Mesh.of(ranks=ranks))
+    total = 0.0
+    for each, count in products.items():
+        flops = each.flops / ranks
+        seconds = model.op_time_s(Work(each.kind, flops, 0.0, each.dtype))
+        if each.backward:
+            seconds += model.op_time_s(Work(each.kind, each.backward * flops, 0.0, each.dtype))
+        total += count * seconds
     return total
-
-
-def _product_s(model: Roofline, call: OpCall, rule: Rule, ranks: int, setting: Setting) -> float:
-    dtype = dtype_name(call.inputs[0])
-    flops = rule.total_flops(call) / ranks
-    forward = model.op_time_s(Work(rule.kind, flops, 0.0, dtype))  # type: ignore[arg-type]
-    if not setting.training or not any(meta.requires_grad for meta in call.outputs):
-        return forward
-    factor = 2.5
-    if rule.kind == "matmul":
-        addends = rule.bound(call).addends
-        needed = sum(m.requires_grad for i, m in enumerate(call.inputs) if i not in addends)
-        factor = float(min(needed, 2))
-    return forward + model.op_time_s(Work(rule.kind, factor * flops, 0.0, dtype))  # type: ignore[arg-type]
 
 
 def pipeline_floor_s(work_s: float, shape: Shape) -> float:

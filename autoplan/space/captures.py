@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autoplan.capture import Captured
-from autoplan.pipelining.pieces import Pieces, pieces_of
+from autoplan.pipelining.pieces import pieces_of
 from autoplan.space.refit import refitted
+from autoplan.space.shapes import divisors_of
 from autoplan.space.shorten import Short, shorten
+
+_FEWEST_ROWS = 2
+"""Of a capture that others are refitted from: models treat a single row as a case of its own."""
 
 
 class Captures:
-    """The model captured with one microbatch of each number of them, whole and shortened.
+    """A model on one microbatch of each number of them.
 
     `rows`: of the whole batch; None where the arguments have no batch. `alike`: whether blocks may
     stand for each other, which hints on single ones forbid.
@@ -21,43 +25,41 @@ class Captures:
         self, capture: Callable[[int], Captured], rows: int | None, alike: bool = True
     ) -> None:
         self._capture, self.rows, self._alike = capture, rows, alike
-        self._whole: dict[int, Captured] = {}
+        self._real: dict[int, Captured] = {}
+        self._refitted: dict[int, Captured] = {}
         self._short: dict[int, Short] = {}
-        self._ends: list[int] = []
+        counts = [n for n in divisors_of(rows or 1) if (rows or 1) // n >= _FEWEST_ROWS]
+        self._anchors = tuple(reversed(counts[-2:])) if len(counts) > 1 else ()
 
     def whole(self, microbatches: int) -> Captured:
-        """The model as it is, on one of so many microbatches."""
-        if microbatches not in self._whole:
-            self._whole[microbatches] = self._capture(microbatches)
-        return self._whole[microbatches]
+        """The model captured on one of so many microbatches, to be planned and emitted."""
+        if microbatches not in self._real:
+            self._real[microbatches] = self._capture(microbatches)
+        return self._real[microbatches]
 
-    def pieces(self, microbatches: int) -> Pieces:
-        """The pieces of the whole model."""
-        return pieces_of(self.whole(microbatches))
+    def priced(self, microbatches: int) -> Captured:
+        """The same to be priced only: of captures of few rows others are inferred."""
+        if microbatches in self._real or microbatches in self._anchors or not self._anchors:
+            return self.whole(microbatches)
+        if microbatches not in self._refitted:
+            one, other = (self.whole(count) for count in self._anchors)
+            rows = [(self.rows or 1) // count for count in (*self._anchors, microbatches)]
+            found = refitted(one, rows[0], other, rows[1], rows[2])
+            if found is None:
+                return self.whole(microbatches)
+            self._refitted[microbatches] = found
+        return self._refitted[microbatches]
 
     def short(self, microbatches: int) -> Short:
-        """The model with its repeats left out; of two real captures, others are inferred."""
+        """What is priced, with its repeats left out."""
         if microbatches not in self._short:
-            self._short[microbatches] = self._inferred(microbatches) or self._real(microbatches)
+            whole = self.priced(microbatches)
+            pieces = pieces_of(whole)
+            alone = Short(whole, pieces, tuple(range(len(pieces))))
+            self._short[microbatches] = shorten(whole, pieces) if self._alike else alone
         return self._short[microbatches]
 
-    def _real(self, microbatches: int) -> Short:
-        self._ends.append(microbatches)
-        whole = self.whole(microbatches)
-        pieces = pieces_of(whole)
-        return (
-            shorten(whole, pieces)
-            if self._alike
-            else Short(whole, pieces, tuple(range(len(pieces))))
-        )
-
-    def _inferred(self, microbatches: int) -> Short | None:
-        if len(self._ends) < 2 or self.rows is None:
-            return None
-        one, other = self._ends[:2]
-        first, second = self._short[one], self._short[other]
-        if first.stands != second.stands or first.pieces.names != second.pieces.names:
-            return None
-        rows = [self.rows // count for count in (one, other, microbatches)]
-        captured = refitted(first.captured, rows[0], second.captured, rows[1], rows[2])
-        return None if captured is None else Short(captured, first.pieces, first.stands)
+    @property
+    def any(self) -> int:
+        """Microbatches at which the model is captured anyhow."""
+        return next(iter((*self._real, *self._anchors)), 1)

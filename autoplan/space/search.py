@@ -16,11 +16,12 @@ from autoplan.capture import Captured
 from autoplan.errors import AutoplanError, HintError, InfeasibleError
 from autoplan.found import Found
 from autoplan.parallel import MeshChoice
+from autoplan.pipelining.pieces import pieces_of
 from autoplan.pipelining.planner import Piped, search_pipeline
 from autoplan.request import Request
 from autoplan.search import find_on_mesh
 from autoplan.solver.problem import UndecidedError, relative_gap
-from autoplan.space.bounds import compute_s
+from autoplan.space.bounds import compute_s, products_of
 from autoplan.space.captures import Captures
 from autoplan.space.estimate import estimate
 from autoplan.space.progress import Show, live_table
@@ -140,7 +141,7 @@ class _Search:
         """All shapes, with the time that computing takes whatever is communicated."""
         fixed = self.space.microbatches
         rows = self.captures.rows
-        pieces = self.captures.pieces(fixed or 1)
+        pieces = pieces_of(self.captures.priced(fixed or self.captures.any))
         shapes = self.space.shapes(rows, len(pieces))
         self.fewest = min(shape.microbatches for shape in shapes)
         for shape in shapes:
@@ -150,8 +151,10 @@ class _Search:
         if self._all_plain(shapes):
             floors = dict.fromkeys(ranks, 0.0)
         else:
-            whole = self.captures.whole(self.fewest)
-            floors = {n: self.fewest * compute_s(whole, self.request, n) for n in ranks}
+            whole = self.captures.priced(self.fewest)
+            products = products_of(whole, self.request.setting.training)
+            cluster = self.request.cluster
+            floors = {n: self.fewest * compute_s(products, cluster, n) for n in ranks}
         self.tried = [Tried(shape) for shape in shapes]
         for each in self.tried:
             each.raise_floor(floors[each.shape.mesh.mesh.num_devices])
@@ -364,7 +367,7 @@ class _Search:
         request = request_at(self.request, Shape(mesh, fewest))
         request = replace(request, memory_bytes=_UNLIMITED, recompute="none", time_limit_s=left_s)
         try:
-            found = find_on_mesh(self.captures.whole(fewest), request, mesh)
+            found = find_on_mesh(self.captures.priced(fewest), request, mesh)
         except (HintError, InfeasibleError):
             return 0.0
         return found.solution.certificate.bound

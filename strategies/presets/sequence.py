@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from autoplan.errors import HintError
 from autoplan.hints import Hint
 from autoplan.layouts import BP, Entry, Split
-from autoplan.sites import describe
+from autoplan.sites import describe, results_by_module
 from autoplan.strategies.presets.data import WHOLE
+from autoplan.strategies.presets.structure import paths_of_weighted_products
 from autoplan.strategies.presets.tensor import ATTENTION
 from autoplan.strategies.rule import OpCall
 
@@ -75,7 +76,8 @@ def _no_ring(call: OpCall, size: int) -> str:
 
 
 def _split_tokens(captured: Captured, axis: str, size: int, preset: str) -> Iterator[Hint]:
-    """Arguments of the first one's batch and length lie split along the sequence, dimension 1."""
+    """Arguments of the first one's batch and length lie split along the sequence, dimension 1, and
+    so does what products with weights make of them."""
     origin = f"preset {preset!r}"
     arguments = [each for each in captured.inputs_of("input") if len(each.meta.shape) > 1]
     for each in arguments:
@@ -88,6 +90,12 @@ def _split_tokens(captured: Captured, axis: str, size: int, preset: str) -> Iter
                 "sequences, a multiple of the ranks, or fewer ranks."
             )
         yield Hint(each.path, "value", {axis: frozenset({Split(1)})}, origin)
+    tokens = arguments[0].meta.shape[:2] if arguments else ()
+    results = results_by_module(captured)
+    for path in paths_of_weighted_products(captured):
+        shapes = [tuple(node.meta["val"].shape) for node in results.get(path, ())]
+        if shapes and all(len(shape) > 2 and shape[:2] == tokens for shape in shapes):
+            yield Hint(path, "value", {axis: frozenset({Split(1)})}, origin)
     for each in captured.inputs_of("parameter"):
         read: frozenset[Entry | str] = frozenset({BP}) if each.meta.requires_grad else WHOLE
         yield Hint(each.path, "use", {axis: read}, origin)

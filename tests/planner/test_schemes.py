@@ -99,10 +99,9 @@ def test_a_preset_is_named_on_a_mixture(graphs: Any, preset: str) -> None:
 )
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_presets_of_the_sequence_are_named(graphs: Any, name: str, preset: str, said: str) -> None:
-    plan = plan_of(graphs(name, 1), 4, preset=preset)
-    assert plan.scheme == said
-    # The projections before attention the preset leaves to the solver; these are told.
-    assert all("attn" in each for each in plan.departures)
+    for rows in (1, 8):
+        plan = plan_of(graphs(name, rows), 4, preset=preset)
+        assert (plan.scheme, plan.departures) == (said, ())
 
 
 @pytest.mark.parametrize(

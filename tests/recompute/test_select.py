@@ -7,8 +7,8 @@ import pytest
 
 from autoplan.memory.liveness import timeline_of
 from autoplan.recompute.pricing import SecondRuns
-from autoplan.recompute.select import cheapest_blocks
-from tests.recompute.cases import posed, random_choices, subsets
+from autoplan.recompute.select import _Effects, cheapest_blocks
+from tests.recompute.cases import NAMES, finite_choices, posed, random_choices, subsets
 
 
 @pytest.mark.parametrize("name", ["chain", "two axes", "gpt2"])
@@ -40,3 +40,15 @@ def test_nothing_is_recomputed_where_all_fits() -> None:
     case = posed("chain")
     choices = random_choices(case.annotated, 0)
     assert cheapest_blocks(case.annotated, case.pricer, case.blocks, choices, np.inf) == ()
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_changes_what_its_sites_touch_alone(name: str, microbatches: int) -> None:
+    case = posed(name, microbatches)
+    for seed in range(3):
+        choices = finite_choices(case.problem, seed)
+        effects = _Effects(case.annotated, case.pricer, case.blocks, choices)
+        for number in range(len(case.blocks)):
+            whole = effects.totals(frozenset({number})) - effects.none
+            np.testing.assert_allclose(effects._change(number), whole, rtol=0.0, atol=1e-6)

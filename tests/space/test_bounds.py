@@ -17,7 +17,7 @@ from autoplan.pipelining.events import Times, simulate
 from autoplan.pipelining.schedules import read_schedule
 from autoplan.request import make_request
 from autoplan.search import find_on_mesh
-from autoplan.space.bounds import compute_s, pipeline_floor_s
+from autoplan.space.bounds import compute_s, pipeline_floor_s, products_of
 from autoplan.space.shapes import Shape, free_meshes, request_at
 from tests.planner.models import Residual, gpt2, token_ids
 
@@ -77,7 +77,7 @@ def _captured(family: str, rows: int) -> Captured:
 def test_computing_alone_takes_less_than_any_plan(family: str, devices: int) -> None:
     request = make_request(devices, "h100", {"pipeline": 1})
     captured = _captured(family, 8)
-    floor = compute_s(captured, request, devices)
+    floor = compute_s(products_of(captured, True), request.cluster, devices)
     assert floor > 0.0
     for mesh in free_meshes(devices, 8):
         asked = replace(request, meshes=(MeshChoice(mesh),))

@@ -12,6 +12,7 @@ from torch import nn
 
 import autoplan
 from autoplan.errors import ConfigError, InfeasibleError
+from autoplan.pipelining.pieces import pieces_of
 from autoplan.pipelining.planner import search_pipeline
 from autoplan.planning import captures_of
 from autoplan.request import Request, make_request
@@ -37,7 +38,7 @@ def everything(model: nn.Module, args: tuple[Any, ...], request: Request) -> lis
     """Every shape solved in full: seconds of the best plan of each that has one."""
     captures = captures_of(model, (args, {}), request)
     assert request.space is not None
-    shapes = request.space.shapes(captures.rows, len(captures.pieces(1)))
+    shapes = request.space.shapes(captures.rows, len(pieces_of(captures.whole(1))))
     found = []
     for shape in shapes:
         asked, captured = request_at(request, shape), captures.whole(shape.microbatches)
@@ -244,3 +245,38 @@ def test_given_microbatches_of_a_step_are_not_open() -> None:
     parallel = autoplan.parallelize(Residual(3), devices=2, cluster="h100", microbatches="auto")
     parallel.train_step(batch(), microbatches=4)
     assert parallel.plan.microbatches == 4
+
+
+# -- batches --------------------------------------------------------------------------------
+
+
+class Weighted(nn.Module):
+    """Rows, and class weights that are as many as rows by chance."""
+
+    def __init__(self, classes: int = 8) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, classes)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.linear(x), target, weights)
+
+
+def test_an_argument_as_large_as_the_batch_is_not_cut() -> None:
+    args = (torch.randn(8, 16), torch.arange(8), torch.rand(8))
+    request = request_for(2)
+    captures = captures_of(Weighted(), (args, {}), request)
+    shapes = {each.path: each.meta.shape for each in captures.whole(4).inputs_of("input")}
+    assert shapes == {"x": (2, 16), "target": (2,), "weights": (8,)}
+
+
+def test_a_batch_is_not_captured_whole_to_be_cut() -> None:
+    rows: list[int] = []
+
+    class Counting(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows.append(x.shape[0])
+            return super().forward(x)
+
+    captures = captures_of(Counting(2), (batch(64), {}), request_for(2))
+    assert captures.short(2).captured.inputs_of("input")[0].meta.shape == (32, 16)
+    assert set(rows) == {2, 4}
