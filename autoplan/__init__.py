@@ -92,7 +92,7 @@ def plan(
     memory: int | float | str | None = None,
     training: bool = True,
     optimizer: str = "adamw",
-    microbatches: int = 1,
+    microbatches: int | str = 1,
     time_limit_s: float = 60.0,
     gap: float = 0.0,
     local_inputs: bool = False,
@@ -106,9 +106,11 @@ def plan(
         may live on the meta device.
     cluster: hardware profile by name ("h100", "a100", "cpu", ...), TOML path, or Cluster; by
         default what this machine has.
-    parallel: the mesh: `dict(data=2, tensor=dict(size=2, mode="1d"))`, `dict(mesh=dict(x=2, y=4))`;
-        None leaves it to the planner.
-    preset: a known scheme: "ddp", "fsdp", "megatron", "megatron-sp".
+    parallel: what axes are for, `dict(data=2, tensor=dict(size=2, mode="1d"), pipeline="auto")`, or
+        free ones, `dict(mesh=dict(x=2, y=4))`; sizes left out are inferred or searched. None leaves
+        all to the planner: pipelines too, unless the step is one microbatch.
+    preset: a known scheme on all devices, as in `autoplan.strategies.presets`: "ddp", "fsdp",
+        "hsdp", "megatron", "2d", "ring", ...
     hints: pins by glob over parameter, module, argument and output paths:
         `{"transformer.h.*.mlp.c_fc.weight": "S(1)", "lm_head": {"tensor": "S(2)"}}`; "!S" never
         splits, "use: B/P" is how a step reads a parameter, "S(1) ~ 0.5 ms" is a wish with a price.
@@ -117,12 +119,13 @@ def plan(
     time_limit_s, gap: where the search may stop: after so many seconds, or so near, relatively, to
         the optimum. The certificate says what was reached.
     optimizer: "adamw", "adam", "sgd", "momentum", or "none": what its state occupies.
-    microbatches: parts that `train_step` cuts the batch into.
+    microbatches: parts that `train_step` cuts the batch into; "auto" leaves their number open.
     outputs: "loss" prices a step that returns the scalar loss; "whole" also every other output.
     recompute: blocks whose values backward computes again instead of keeping them: "auto", the
         default, where memory asks for it; True, False, or patterns of paths, `["layers.*"]`.
     config: options that are left out here: a .toml or .yaml file, that and overrides as
-        `["run.toml", "memory=40GB"]`, or another plan's `config`.
+        `["run.toml", "memory=40GB"]`, or another plan's `config`. A keyword with its default value
+        counts as left out.
 
     Raises CaptureError, ConfigError, HintError, or InfeasibleError; each says what to change.
     """
@@ -151,7 +154,7 @@ def parallelize(
     memory: int | float | str | None = None,
     training: bool = True,
     optimizer: str = "adamw",
-    microbatches: int = 1,
+    microbatches: int | str = 1,
     time_limit_s: float = 60.0,
     gap: float = 0.0,
     local_inputs: bool = False,

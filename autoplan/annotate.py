@@ -105,6 +105,7 @@ class _Annotator:
             elif node.op == "call_function" and node.target is not operator.getitem:
                 self._add_op(node)
         self._add_sent()
+        self._give_way()
         self.narrowing.refuse_idle()
         outputs, loss = self._outputs()
         return Annotated(
@@ -149,6 +150,33 @@ class _Annotator:
             )
             if held < whole:
                 yield each
+
+    def _give_way(self) -> None:
+        """Leave to the prologue what hints would have the body gather, and a reader cannot read.
+
+        The body gathers a parameter as it is read, and boxes it no further.
+        """
+        readers: dict[int, list[tuple[Site, int]]] = {}
+        for site in self.sites:
+            for position, source in enumerate(site.inputs):
+                readers.setdefault(source.site, []).append((site, position))
+        for at, site in enumerate(self.sites):
+            policies = {each.policy for each in site.candidates}
+            if site.kind != "parameter" or "step" in policies:
+                continue
+            behind = self.values[site.name, 0].site
+            read = [
+                {each.inputs[position] for each in reader.candidates}
+                for reader, position in readers.get(behind, ())
+            ]
+            if any(all(one.outputs[0] in each for each in read) for one in site.candidates):
+                continue
+            key = ("parameter", site.outputs[0], self.lean)
+            narrowed = self.narrowing.not_gathered(self._boxes[key], site.path)
+            if narrowed is not None:
+                self.sites[at] = replace(site, candidates=narrowed.candidates)
+                self.preferences = [each for each in self.preferences if each.site != at]
+                self.preferences += narrowed.preferences(at)
 
     def _is_read_by_body_alone(self, node: fx.Node) -> bool:
         """Whether a parameter goes nowhere but into ops that run in every microbatch."""

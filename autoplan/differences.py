@@ -49,13 +49,13 @@ def relative_error(value: Tensor | None, truth: Tensor | None, floor: float = 0.
     """Largest difference over the largest magnitude of `truth`, or over `floor` if that is larger.
 
     A missing tensor is zeros; a different shape, or a nan on one side alone, is infinitely wrong.
+    Where both are nan, or the same infinity, they are equal.
     """
     if value is None and truth is None:
         return 0.0
     if truth is None:
         assert value is not None
-        found = float(value.detach().abs().max()) if value.numel() else 0.0
-        return found / floor if floor else found
+        truth = value.new_zeros(value.shape)
     value = truth.new_zeros(truth.shape) if value is None else value
     if value.shape != truth.shape:
         return float("inf")
@@ -66,13 +66,15 @@ def relative_error(value: Tensor | None, truth: Tensor | None, floor: float = 0.
     if bool(same.all()):
         return 0.0
     difference = float((value - truth).abs().masked_fill(same, 0.0).max())
-    scale = max(_magnitude(truth), floor)
+    scale = max(magnitude(truth), floor)
     error = difference / scale if scale else difference
     return error if error == error else float("inf")
 
 
-def _magnitude(tensor: Tensor) -> float:
-    """The largest finite element."""
+def magnitude(tensor: Tensor | None) -> float:
+    """The largest finite element; 0 where there is none."""
+    if tensor is None:
+        return 0.0
     wide = _wide(tensor).abs()
     return float(wide.masked_fill(~wide.isfinite(), 0.0).max()) if wide.numel() else 0.0
 
@@ -137,13 +139,13 @@ def first_difference(
         layouts[number] = sites[at].candidates[choices[at]].outputs[output]
         pairs[number] = values, true
         if true.grad is not None and true.grad.numel():
-            largest = max(largest, float(true.grad.abs().max()))
+            largest = max(largest, magnitude(true.grad))
     for number, (values, true) in pairs.items():
         # A value that is zero but for rounding is measured by what it was made from.
         sites = stages[number[0]].annotated.sites
         site = sites[seen[number][0].meta["site"]]
         read = [truth.get(sites[each.site].name) for each in site.inputs]
-        made_from = [_magnitude(each) for each in read if isinstance(each, Tensor)]
+        made_from = [magnitude(each) for each in read if isinstance(each, Tensor)]
         floor = 1e-6 * max((each for each in made_from if each < 1e30), default=0.0)
         executor = emitted.executor_of(number[0])
         forward[number] = _error(executor, values, layouts[number], true, floor)
@@ -195,7 +197,7 @@ def _error(
     """The worst rank's error; addends are summed over their ranks first."""
     summed = executor.summed([each.detach() for each in values], layout)
     whole = Layout(B if isinstance(entry, Partial) else entry for entry in layout)
-    scale = max(_magnitude(truth), floor)
+    scale = max(magnitude(truth), floor)
     return max(
         relative_error(value, shard(truth.detach(), whole, executor.mesh, rank), scale)
         for value, rank in zip(summed, executor.ranks, strict=True)

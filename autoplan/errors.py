@@ -45,3 +45,7 @@ class VerificationError(AutoplanError):
 
 class PlanFileError(AutoplanError):
     """A plan file that is damaged, foreign, or of another model."""
+
+
+class PlanningStoppedError(AutoplanError):
+    """Rank 0, which plans for all, stopped before there was a plan."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import signal
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -173,3 +176,16 @@ def _form_text(leaf: Any) -> str:
         return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
     plain = leaf is None or isinstance(leaf, (bool, int, float, str))
     return repr(leaf) if plain else type(leaf).__name__
+
+
+@contextlib.contextmanager
+def ctrl_c_ignored(wanted: bool) -> Iterator[None]:
+    """Ctrl-C, which reaches every process of a terminal, is left to the rank that works."""
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documen
 from autoplan.batch import arguments_without_batch
 from autoplan.capture import Captured, capture, check_arguments
 from autoplan.emit import emit
-from autoplan.errors import AutoplanError, ConfigError, InputError
+from autoplan.errors import AutoplanError, ConfigError, InputError, PlanningStoppedError
 from autoplan.hints import Hint
-from autoplan.launch import agree_on_arguments, distributed
+from autoplan.launch import agree_on_arguments, ctrl_c_ignored, distributed
 from autoplan.layouts import Layout
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
@@ -164,20 +164,29 @@ class PlannedModule(StatefulModule):
         if self._request.space is None:
             return
         captures = Captures(
-            Parts(self._capture, example), batch_size(example), alike=not self._request.hints
+            Parts(self._capture, example),
+            batch_size(example) if self._request.space.microbatches is None else None,
+            alike=not self._request.hints,
         )
         if not dist.is_initialized() or dist.get_world_size() == 1:
             self._settled = settle(captures, self._request)
             self._request = self._settled.request
             return
         box: list[Any] = [None]
+        failure: BaseException | None = None
         if dist.get_rank() == 0:
             try:
                 self._settled = settle(captures, self._request)
                 box = [self._settled.shape]
             except AutoplanError as error:
                 box = [error]
-        dist.broadcast_object_list(box, src=0)
+            except BaseException as error:  # nobody waits for a rank that is gone
+                failure = error
+                box = [PlanningStoppedError(f"rank 0 stopped planning: {error!r}.")]
+        with ctrl_c_ignored(dist.get_rank() != 0):  # rank 0 takes the best so far
+            dist.broadcast_object_list(box, src=0)
+        if failure is not None:
+            raise failure
         if isinstance(box[0], AutoplanError):
             raise box[0]
         self._request = request_at(self._request, box[0])

@@ -103,7 +103,8 @@ def settle(captures: Captures, request: Request) -> Settled:
         try:
             searched = search_space(captures, request)
         except NoPlanError as error:
-            plan_captured(error.captured, error.request, "")  # explains what conflicts
+            if error.captured is not None and error.request is not None:
+                plan_captured(error.captured, error.request, "")  # explains what conflicts
             raise error.cause from error
     return Settled(
         searched.request, searched.captured, searched.shape, searched.found, searched.tried
@@ -252,7 +253,8 @@ def captures_of(model: nn.Module, example: Example, request: Request) -> Capture
     if request.local_inputs:
         example = whole_batch(example, request.devices)
         check_local_inputs(capture_all(example))
-    return Captures(Parts(capture_all, example), batch_size(example), alike=not request.hints)
+    rows = batch_size(example) if request.space.microbatches is None else None
+    return Captures(Parts(capture_all, example), rows, alike=not request.hints)
 
 
 def check_local_inputs(captured: Captured) -> None:

@@ -19,6 +19,7 @@ from autoplan.capture import (
     without_key_value_cache,
 )
 from autoplan.cleanup import compute_in_double
+from autoplan.differences import magnitude
 from autoplan.runtime.batches import Example
 from autoplan.runtime.executor import Executor, Watch
 from autoplan.runtime.program import Constant, Program, TensorSpec
@@ -64,7 +65,7 @@ class Original:
             result = run_reference(self.model, args, kwargs, self.seed, step, self.double, self.low)
         outputs = pytree.tree_leaves(result)
         goal = objective(outputs, self.loss)
-        self.magnitude = 0.0 if goal is None else float(goal.detach().abs())
+        self.magnitude = 0.0 if goal is None else magnitude(goal)
         _backward([goal])
         return outputs
 

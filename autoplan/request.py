@@ -76,7 +76,7 @@ def make_request(
     if (
         isinstance(time_limit_s, bool)
         or not isinstance(time_limit_s, (int, float))
-        or time_limit_s <= 0
+        or not time_limit_s > 0
     ):
         raise ConfigError(
             f"time_limit_s must be a positive number of seconds, got {time_limit_s!r}."
@@ -100,11 +100,12 @@ def make_request(
         meshes = mesh_choices(parallel, preset, devices, loaded.node_size)
         pipeline = pipeline_choice(parallel, preset, devices, count or 1, loaded.node_size)
     if pipeline is not None and local_inputs:
-        raise ConfigError(
-            "local_inputs=True with a pipeline: ranks of later stages have no part of the batch of "
-            "their own; pass the whole batch on every rank, each takes what it needs."
-        )
+        raise ConfigError(_LOCAL_AND_PIPELINE)
     limit = loaded.memory_bytes if memory is None else read_bytes(memory)
+    if local_inputs and sizes is not None:
+        if parallel is not None:
+            raise ConfigError(_LOCAL_AND_PIPELINE)
+        sizes = None
     space = None
     if sizes is not None or count is None or (parallel is None and preset is None):
         own = (1 if pipeline is None else pipeline.size,)
@@ -132,6 +133,12 @@ def _checked(devices: int) -> int:
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise ConfigError(f"devices must be a positive number, got {devices!r}.")
     return devices
+
+
+_LOCAL_AND_PIPELINE = (
+    "local_inputs=True with a pipeline: ranks of later stages have no part of the batch of their "
+    "own; pass the whole batch on every rank, each takes what it needs."
+)
 
 
 def _read_microbatches(microbatches: int | str) -> int | None:

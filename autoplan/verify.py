@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
-from autoplan.differences import Difference, first_difference, relative_error, worst_of_ranks
+from autoplan.differences import (
+    Difference,
+    first_difference,
+    magnitude,
+    relative_error,
+    worst_of_ranks,
+)
 from autoplan.errors import InputError
 from autoplan.replay import Emitted, Original
 from autoplan.runtime.batches import Example, batch_size
@@ -36,6 +42,7 @@ class Check:
     argument_errors: by flat position, of the gradients of arguments that want one.
     buffer_errors: by path, of the buffers that a call changes, after the last step.
     first_difference: where the computation first goes wrong; None where all is equal.
+    not_finite: a sentence where outputs or gradients of the original are nan or infinite.
     """
 
     ok: bool
@@ -49,6 +56,7 @@ class Check:
     steps: int = 0
     precision: str = "float64"
     first_difference: Difference | None = None
+    not_finite: str = ""
 
     def __bool__(self) -> bool:
         return self.ok
@@ -70,6 +78,8 @@ class Check:
                 lines.append(f"worst {name}: {worst} by {error:.3g}")
         if self.first_difference is not None:
             lines.append(f"first difference: {self.first_difference}")
+        if self.not_finite:
+            lines.append(self.not_finite)
         return "; ".join(lines)
 
 
@@ -79,7 +89,7 @@ def _optimizer_for(original: Original) -> MakeOptimizer:
     AdamW divides a gradient by its own size, so that one which is zero but for rounding (a key's
     bias) would become a full step, on one device as on many.
     """
-    gradients = [_magnitude(each.grad) for each in original.parameters()]
+    gradients = [magnitude(each.grad) for each in original.parameters()]
     epsilon = max(1e-4 * max(gradients, default=0.0), 1e-8)
     return partial(torch.optim.AdamW, lr=1e-3, eps=epsilon)
 
@@ -98,13 +108,7 @@ def verify(
 
     rounding: the unit of the coarsest type in which anything is computed.
     """
-    state = {
-        **{
-            path: value.detach().cpu()
-            for path, value in module.named_buffers(remove_duplicate=False)
-        },
-        **module.full_state_dict(),
-    }
+    state = _state_of(module)
     whole = _whole_example(module, example)
     original = Original(module, entry, state, whole, double)
     emitted = Emitted(module, entry, state, example, double)
@@ -129,6 +133,7 @@ def verify(
     # Below it a gradient is rounding alone, of which 16 units are within the tolerance.
     vanishing = max(1e-4, min(16 * rounding / tolerance, 1.0)) if tolerance else 1e-4
     gradient_errors = _gradient_errors(original, emitted, vanishing) if training else {}
+    not_finite = _not_finite(original, truth)
     shared = training and not module._request.local_inputs
     argument_errors = _argument_errors(original, emitted) if shared else {}
     if steps and original.parameters():
@@ -169,13 +174,28 @@ def verify(
         steps=steps,
         precision="float64" if double else "the model's own precision",
         first_difference=difference,
+        not_finite=not_finite,
     )
+
+
+def _state_of(module: PipedModule) -> dict[str, Tensor]:
+    """Every parameter and buffer, whole, on the CPU of every rank; collective.
+
+    Also those that no state dict has, and that no stage of this rank reads.
+    """
+    held = module._tensors()
+    outside = {
+        path: module._gathered(form.leader, held.get(form.leader)).cpu()
+        for path, form in module._forms.items()
+        if not form.persistent
+    }
+    return {**outside, **module.full_state_dict()}
 
 
 def _gradient_errors(original: Original, emitted: Emitted, vanishing: float) -> dict[str, float]:
     """By path; a gradient that is zero but for rounding (a key's bias) is measured by others."""
     truth = {path: each.grad for path, each in original.model.named_parameters()}
-    sizes = {path: _magnitude(each) for path, each in truth.items()}
+    sizes = {path: magnitude(each) for path, each in truth.items()}
     largest = max(sizes.values(), default=0.0)
     # Where all of them vanish (a softmax after all weights), what they are gradients of measures.
     floor = vanishing * (original.magnitude if largest < 1e-12 * original.magnitude else largest)
@@ -204,7 +224,7 @@ def _buffer_errors(original: Original, emitted: Emitted) -> dict[str, float]:
         if id(value) not in known and not torch.equal(value, before):
             found[path] = [before]
     floating = [truth[path] for path in found if truth[path].is_floating_point()]
-    floor = 1e-6 * max(map(_magnitude, floating), default=0.0)
+    floor = 1e-6 * max(map(magnitude, floating), default=0.0)
     return {
         path: max(relative_error(value, truth[path], floor) for value in values)
         for path, values in found.items()
@@ -215,17 +235,32 @@ def _weight_errors(original: Original, emitted: Emitted) -> dict[str, float]:
     """By path; one that only rounding moved is measured by the steps that others took."""
     truth = dict(original.model.named_parameters())
     before = {path: original.state[path].to(each) for path, each in truth.items()}
-    largest = max((_magnitude(each - before[path]) for path, each in truth.items()), default=0.0)
+    largest = max((magnitude(each - before[path]) for path, each in truth.items()), default=0.0)
     return {
         path: max(
-            relative_error(*pair, floor=max(_magnitude(truth[path]), largest)) for pair in pairs
+            relative_error(*pair, floor=max(magnitude(truth[path]), largest)) for pair in pairs
         )
         for path, pairs in emitted.shards(truth.get, lambda each: each).items()
     }
 
 
-def _magnitude(tensor: Tensor | None) -> float:
-    return 0.0 if tensor is None or not tensor.numel() else float(tensor.detach().abs().max())
+def _not_finite(original: Original, outputs: list[Any]) -> str:
+    """What is nan or infinite in the original itself, in words; empty where nothing is."""
+    named = [(f"output {number}", each) for number, each in enumerate(outputs)]
+    trained = original.model.named_parameters()
+    named += [(f"the gradient of {path}", each.grad) for path, each in trained]
+    found = [name for name, each in named if isinstance(each, Tensor) and not _is_finite(each)]
+    if not found:
+        return ""
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"the original itself is not finite in {found[0]}{more}, where equal means nan, or the "
+        "same infinity, at the same places"
+    )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.detach().isfinite().all())
 
 
 def _whole_example(module: PipedModule, example: Example) -> Example:

@@ -114,7 +114,7 @@ def inner(
 def memory(
     call: OpCall, context: LocalContext, k: TensorMeta, v: TensorMeta, fused: bool
 ) -> OpMemory:
-    """Own shards and one number a row are kept; one or two blocks of keys and values pass by.
+    """Own shards and two numbers a row are kept; one or two blocks of keys and values pass by.
 
     `fused`: whether a kernel computes scores inside; where not, some rows of them are held.
     """
@@ -122,7 +122,7 @@ def memory(
     causal, mask = bool(call.argument(5, "is_causal", False)), call.inputs[3:]
     wide, half = _wide(q), q.itemsize < 4
     rows = q.numel // max(q.shape[-1], 1)
-    numbers, operands = rows * wide, q.num_bytes + k.num_bytes + v.num_bytes
+    numbers, operands = 2 * rows * wide, q.num_bytes + k.num_bytes + v.num_bytes
     blocks, sums = k.num_bytes + v.num_bytes, wide * (k.numel + v.numel)
     scores = 0 if fused else _scores_bytes(rows, q.shape[-2], k.shape[-2], wide)
     # Where no kernel takes them, keys and values are widened, and some rows of the rest.

@@ -19,17 +19,20 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
 
     overrides: texts `key=value` that replace what the file says, the last one of a key wins:
     `"parallel.tensor.size=4"`, `"memory=40GB"`, `"recompute=[layers.*]"`,
-    `"hints.'lm_head.weight'=S(0)"`. Values are read as TOML, else as YAML; `null` leaves an option
-    out. A cluster's file is looked for beside the config. Raises ConfigError, which names the file
-    or the override and the key, for an unknown key, a value of a wrong type, and a file that cannot
-    be read.
+    `"hints.'lm_head.weight'=S(0)"`. Values are read as TOML, else as YAML; `null`, or nothing,
+    leaves an option out. A cluster's file is looked for beside the config. Raises ConfigError,
+    which names the file or the override and the key, for an unknown key, a value of a wrong type,
+    and a file that cannot be read.
     """
     if not isinstance(path, (str, Path)):
         raise ConfigError(f"a config is the path of a .toml or .yaml file, got {path!r}.")
     path = Path(path)
     where = f"the config file {str(path)!r}"
-    options = without_nothing(_read(path, where))
-    check_options(options, where)
+    try:
+        options = without_nothing(_read(path, where))
+        check_options(options, where)
+    except RecursionError as error:
+        raise ConfigError(f"{where} refers to itself without end; write it out.") from error
     cluster = options.get("cluster")
     if isinstance(cluster, str) and (path.parent / cluster).is_file():
         options["cluster"] = str(path.parent / cluster)
@@ -56,6 +59,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a text, and here a list or a table", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands there twice", key.start_mark
@@ -85,7 +92,7 @@ def _read(path: Path, where: str) -> dict[str, Any]:
     if reader is None:
         raise ConfigError(f"{where} is no .toml, .yaml or .yml file; name it by what it holds.")
     try:
-        options = reader(path.read_text(encoding="utf-8"))
+        options = reader(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{where} cannot be read: {error.strerror}; check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -108,6 +115,8 @@ def _read(path: Path, where: str) -> dict[str, Any]:
 def _override(options: dict[str, Any], text: str) -> None:
     """Put what an override says into `options`."""
     where = f"the override {text!r}"
+    if not isinstance(text, str):
+        raise ConfigError(f"{where} is no text; write it as 'key=value'.")
     path, value = _parsed(text, where)
     said: Any = value
     for key in reversed(path):

@@ -1,4 +1,4 @@
-"""A config and keywords together: what is said explicitly wins."""
+"""A config and keywords together: a keyword wins that is not its default."""
 
 from __future__ import annotations
 

@@ -63,6 +63,22 @@ class Narrowing:
         pins += ((hint, _gathered) for hint in self._hints["gather"].of(path))
         return self._narrow(candidates, pins, path)
 
+    def not_gathered(self, candidates: tuple[Candidate, ...], path: str) -> Narrowed | None:
+        """As `parameter`, for a parameter that its readers cannot read as the body gathers it.
+
+        Hints that ask for that and are not required give way, and are noted; None if none is there.
+        """
+        yields = [each for each in self._hints["gather"].of(path) if _gives_way(each)]
+        if not yields:
+            return None
+        self._not_applied += (_not_applied(hint, path) for hint in yields)
+        pins: list[tuple[Hint, Part]] = []
+        pins += ((hint, _stored) for hint in self._hints["storage"].of(path))
+        pins += ((hint, _read) for hint in self._hints["use"].of(path))
+        gathers = self._hints["gather"].of(path)
+        pins += ((hint, _gathered) for hint in gathers if hint not in yields)
+        return self._narrow(candidates, pins, path)
+
     def op(self, candidates: tuple[Candidate, ...], path: str, op: str) -> Narrowed:
         """`candidates` of an op of the module at `path`; a hint on an index it lacks is no pin."""
         pins: list[tuple[Hint, Part]] = []
@@ -121,7 +137,7 @@ class Narrowing:
                 alone = any(hint.accepts(self.mesh, part(each)) for each in candidates)
                 raise HintError(_none_left(hint, path, self.mesh, fixed if alone else ()))
             if not kept:
-                self._not_applied.append(f"{hint} does not fit {path!r} and is not applied there")
+                self._not_applied.append(_not_applied(hint, path))
                 continue
             if len(kept) < len(left):
                 fixed[hint.origin] = None
@@ -145,6 +161,16 @@ class Narrowing:
                 self._unmet.setdefault(hint.origin, []).append(path)
             elif not all(met):
                 yield hint, tuple(0.0 if each else price_s for each in met)
+
+
+def _not_applied(hint: Hint, path: str) -> str:
+    return f"{hint} does not fit {path!r} and is not applied there"
+
+
+def _gives_way(hint: Hint) -> bool:
+    """Whether a hint on when a parameter is gathered is skipped where nothing satisfies it."""
+    usual = all(each.accepts("step") for each in hint.conditions.values())
+    return not usual and not hint.required and hint.price_s is None
 
 
 def _places(paths: Sequence[str]) -> str:

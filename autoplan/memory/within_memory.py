@@ -17,7 +17,7 @@ from autoplan.plan import Memory
 from autoplan.pricing import Pricer
 from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
-from autoplan.sites import Annotated
+from autoplan.sites import Annotated, Site
 from autoplan.solver import Certificate, Problem, Solution, solve
 from autoplan.solver.lagrangian import least_excess
 from autoplan.solver.problem import UndecidedError, relative_gap
@@ -76,7 +76,7 @@ class Case:
         except UndecidedError:
             raise
         except InfeasibleError as error:
-            raise _no_plan(error) from error
+            raise _no_plan(error, self.annotated) from error
 
     def fastest_that_fits(self, deadline: float, first: Solution | None = None) -> Fitting:
         """The fastest choices within the memory limit; `first`: the fastest whatever the memory.
@@ -101,14 +101,26 @@ class Case:
         except UndecidedError:
             raise
         except InfeasibleError as error:
-            raise _no_plan(error) from error
+            raise _no_plan(error, self.annotated) from error
 
 
-def _no_plan(error: InfeasibleError) -> InfeasibleError:
+def _no_plan(error: InfeasibleError, annotated: Annotated) -> InfeasibleError:
+    text = str(error)
+    near = next((_place(each) for each in annotated.sites if f" {each.name!r} " in text), "")
     return InfeasibleError(
         "the hints leave no plan, whatever the memory: they fix layouts that no strategy of an "
-        f"op joins ({error}). Drop or widen one."
+        f"op joins{near}. Drop or widen one."
     )
+
+
+def _place(site: Site) -> str:
+    """Where a site is, as a model's author knows it."""
+    kind = {"parameter": "parameter", "input": "argument", "buffer": "buffer"}.get(site.kind)
+    if kind is not None:
+        return f", where {kind} {site.path!r} is read"
+    module = f" in {site.path!r}" if site.path else ""
+    line = f" ({site.source_line})" if site.source_line else ""
+    return f", near an op{module}{line}" if module or line else ""
 
 
 @dataclass(frozen=True)

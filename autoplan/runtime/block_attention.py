@@ -45,26 +45,65 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
-def attend(block: Block) -> tuple[Tensor, Tensor]:
-    """The block's own attention [*b, h, q, e] and log-sum-exp of scores [*b, h, q], wide."""
+@dataclass(frozen=True)
+class Attended:
+    """Attention `out` [*b, h, q, e], and of each row [*b, h, q] its largest score, `peak`, and
+    `total`, the sum of exp(score - peak).
+
+    Apart, as their log-sum-exp loses `total` beside a large peak: rows of which a mask hides every
+    key by a large negative number. A row that reads any key has a total of at least one; one that
+    reads none has a peak of minus infinity and a total of zero.
+    """
+
+    out: Tensor
+    peak: Tensor
+    total: Tensor
+
+    def rows(self, rows: slice) -> Attended:
+        """A view of some queries."""
+        return Attended(self.out[..., rows, :], self.peak[..., rows], self.total[..., rows])
+
+    def add(self, other: Attended) -> None:
+        """Adds, in place, what the same queries read of further keys; `other` is spent.
+
+        Weighted by what each has of the sum (Milakov, Gimelshein, "Online normalizer calculation
+        for softmax", 2018).
+        """
+        peak = torch.maximum(self.peak, other.peak)
+        ours = torch.exp(self.peak - _finite(peak)).mul_(self.total)
+        theirs = torch.exp(other.peak - _finite(peak)).mul_(other.total)
+        total = ours + theirs
+        for out, share in ((self.out, ours), (other.out, theirs)):
+            out.mul_(share.div_(_divisor(total)).unsqueeze(-1))
+        self.out.add_(other.out)
+        self.peak.copy_(peak)
+        self.total.copy_(total)
+
+
+def attend(block: Block) -> Attended:
+    """The block's own attention, wide."""
     if block.is_fused:
-        # torch >= 2.11: what scaled_dot_product_attention calls on CPU.
+        # torch >= 2.11: what scaled_dot_product_attention calls on CPU. Without a mask, scores are
+        # rounded as coarsely as their log-sum-exp, which stands as a peak with a total of one.
         out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             block.q, block.k, block.v, 0.0, block.causal, scale=block.scale
         )
-        return out.to(wide(out.dtype)), log_sum
+        return Attended(out.to(wide(out.dtype)), log_sum, torch.ones_like(log_sum))
     dtype = wide(block.q.dtype)
-    out = block.q.new_empty((*block.q.shape[:-1], block.v.shape[-1]), dtype=dtype)
-    log_sum = block.q.new_empty(block.q.shape[:-1], dtype=dtype)
+    out = block.q.new_zeros((*block.q.shape[:-1], block.v.shape[-1]), dtype=dtype)
+    peak = block.q.new_full(block.q.shape[:-1], float("-inf"), dtype=dtype)
+    total = torch.zeros_like(peak)
     keys, values = block.k.to(dtype), block.v.to(dtype)
     for rows in _tiles(block):
         scores = _scores(block, keys, rows)
-        found = torch.logsumexp(scores, -1, keepdim=True)
-        weights = scores.sub_(_finite(found)).exp_()
-        out[..., rows, :] = _by_query_head(weights @ values, block)
-        log_sum[..., rows] = _by_query_head(found, block).squeeze(-1)
+        largest = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(_finite(largest)).exp_()
+        found = weights.sum(-1, keepdim=True)
+        out[..., rows, :] = _by_query_head((weights @ values).div_(_divisor(found)), block)
+        peak[..., rows] = _by_query_head(largest, block).squeeze(-1)
+        total[..., rows] = _by_query_head(found, block).squeeze(-1)
         del scores, weights
-    return out, log_sum
+    return Attended(out, peak, total)
 
 
 @dataclass(frozen=True)
@@ -78,17 +117,19 @@ class Gradients:
 
 
 def attend_backward(
-    block: Block, out: Tensor, log_sum: Tensor, grad: Tensor, mask_too: bool = False
+    block: Block, whole: Attended, grad: Tensor, mask_too: bool = False
 ) -> Gradients:
-    """What the block adds to gradients, where the whole softmax gave `out` and `log_sum`."""
+    """What the block adds to gradients, where its queries read `whole` of all keys."""
     if block.is_fused:
+        log_sum = whole.peak + whole.total.log()
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, block.q, block.k, block.v, out, log_sum, 0.0, block.causal, scale=block.scale
+            *(grad, block.q, block.k, block.v, whole.out, log_sum, 0.0, block.causal),
+            scale=block.scale,
         )  # torch >= 2.11
         return Gradients(*found)
     dtype = wide(block.q.dtype)
     result = Gradients(
-        torch.empty_like(block.q, dtype=dtype),
+        torch.zeros_like(block.q, dtype=dtype),
         torch.zeros_like(block.k, dtype=dtype),
         torch.zeros_like(block.v, dtype=dtype),
         torch.zeros_like(block.mask, dtype=dtype) if mask_too and block.mask is not None else None,
@@ -96,15 +137,17 @@ def attend_backward(
     keys, values = block.k.to(dtype), block.v.to(dtype)
     for rows in _tiles(block):
         scores = _scores(block, keys, rows)
-        total = _by_key_head(_finite(log_sum[..., rows]).unsqueeze(-1), block)
-        weights = scores.sub_(total).exp_()
+        ours = whole.rows(rows)
+        peak = _by_key_head(_finite(ours.peak).unsqueeze(-1), block)
+        total = _by_key_head(_divisor(ours.total).unsqueeze(-1), block)
+        weights = scores.sub_(peak).exp_().div_(total)
         del scores
         gradient = _by_key_head(grad[..., rows, :].to(dtype), block)
         result.v.add_(weights.mT @ gradient)
         slope = gradient @ values.mT
-        ours = _by_key_head(out[..., rows, :].to(dtype), block)
-        slope.sub_((gradient * ours).sum(-1, keepdim=True)).mul_(weights)
-        del weights, gradient, ours
+        attended = _by_key_head(ours.out.to(dtype), block)
+        slope.sub_((gradient * attended).sum(-1, keepdim=True)).mul_(weights)
+        del weights, gradient, attended
         if result.mask is not None:
             given = _by_query_head(slope, block)
             own = result.mask if result.mask.shape[-2] == 1 else result.mask[..., rows, :]
@@ -122,8 +165,8 @@ def tile_rows(rows: int, row_bytes: int) -> int:
 
 
 def _tiles(block: Block) -> list[slice]:
-    """Queries whose scores are held together."""
-    rows = block.q.shape[-2]
+    """Queries whose scores are held together; none where there is no key to read."""
+    rows = block.q.shape[-2] if block.k.shape[-2] else 0
     heads = math.prod(block.q.shape[:-2])
     count = tile_rows(rows, heads * block.k.shape[-2] * wide(block.q.dtype).itemsize)
     return [slice(start, min(start + count, rows)) for start in range(0, rows, count)]
@@ -164,6 +207,11 @@ def _by_query_head(x: Tensor, block: Block) -> Tensor:
     return torch.unflatten(x, -2, (block.groups, x.shape[-2] // block.groups)).flatten(-4, -3)
 
 
-def _finite(log_sum: Tensor) -> Tensor:
+def _finite(peak: Tensor) -> Tensor:
     """Rows that read no key have minus infinity: their weights are then zero, not undefined."""
-    return log_sum.clamp(min=torch.finfo(log_sum.dtype).min)
+    return peak.clamp(min=torch.finfo(peak.dtype).min)
+
+
+def _divisor(total: Tensor) -> Tensor:
+    """Totals, but one for rows that read no key; others have at least one."""
+    return total.clamp(min=1)

@@ -72,23 +72,24 @@ PerformAll = Callable[[Sequence[Request]], list[Any]]
 
 
 class _Final(torch.autograd.Function):
-    """Gradients that have none of their own."""
+    """Gradients of the algorithm of that name, which have none of their own."""
 
     @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> Any:
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor | None) -> Any:
+        ctx.name = name
         found = tensors[:count]
         return tuple(None if each is None else each.view_as(each) for each in found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         raise RuntimeError(
-            "a blockwise algorithm, such as ring attention, is differentiable once only; for "
-            "gradients of gradients hint its op to another index than that of the ring."
+            f"{ctx.name} is differentiable once only, and a gradient of its gradient was asked "
+            f"for; hint its op to labels that do not run {ctx.name}."
         )
 
 
 def _once_only(
-    grads: tuple[Tensor | None, ...], sources: Sequence[Tensor]
+    algorithm: Blockwise, grads: tuple[Tensor | None, ...], sources: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of a backward; one that is to be differentiated again says that it cannot be.
 
@@ -98,7 +99,9 @@ def _once_only(
     if not torch.is_grad_enabled():
         return grads
     mark = torch.empty(0, requires_grad=True)
-    result: tuple[Tensor | None, ...] = _Final.apply(len(grads), *grads, mark, *sources)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor | None, ...] = _Final.apply(  # type: ignore[no-untyped-call]
+        type(algorithm).__name__, len(grads), *grads, mark, *sources
+    )
     return result
 
 
@@ -131,7 +134,7 @@ class _OnRank(torch.autograd.Function):
         program = ctx.algorithm.backward(ctx.view, kept, grad)
         with torch.no_grad():
             found = _drive(program, ctx.perform)
-        return None, None, None, *_once_only(found, (grad, *kept))
+        return None, None, None, *_once_only(ctx.algorithm, found, (grad, *kept))
 
 
 def _drive(program: Generator[Request, Any, Any], perform: Perform) -> Any:
@@ -198,7 +201,7 @@ class _OnAllRanks(torch.autograd.Function):
         with torch.no_grad():
             found = _drive_all(programs, ctx.perform)
         flat = tuple(itertools.chain.from_iterable(found))
-        return None, None, None, *_once_only(flat, (*grads, *kept))
+        return None, None, None, *_once_only(ctx.algorithms[0], flat, (*grads, *kept))
 
 
 def _by_rank(flat: Sequence[Any], views: Sequence[View]) -> list[tuple[Any, ...]]:

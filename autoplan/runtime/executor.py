@@ -19,7 +19,7 @@ from autoplan.runtime.communicator import Communicator, DistributedCommunicator,
 from autoplan.runtime.handlers import GradientHandler, handled, handled_on_all
 from autoplan.runtime.leaves import owned
 from autoplan.runtime.program import Program
-from autoplan.runtime.regather import keeping_shards
+from autoplan.runtime.regather import keeping_shards, stored_as
 from autoplan.runtime.simulation import Simulator, gather, scatter, shard
 
 Watch = Callable[[fx.Node, list[Any]], None]
@@ -185,7 +185,9 @@ class DistributedExecutor(Executor):
 
     def stored(self, parameter: Tensor, layout: Layout, taken: set[int]) -> Any:
         assert isinstance(parameter, DTensor)
-        return owned(parameter.to_local(), taken)
+        value = owned(parameter.to_local(), taken)
+        stored_as(parameter, [value])
+        return value
 
     def give(self, tensor: Tensor, layout: Layout) -> Any:
         tensor = tensor.to(self.device)
@@ -209,7 +211,7 @@ class DistributedExecutor(Executor):
         watch: Watch | None = None,
     ) -> list[Any]:
         module: fx.GraphModule = getattr(programs[0], part)
-        with keeping_shards(programs[0].gathers):
+        with keeping_shards(True):  # a DTensor is not the tensor that ops read
             if watch is None:
                 return list(module(self.comm, *inputs))
             return _interpret(module, [self.comm, *inputs], watch)
@@ -285,7 +287,9 @@ class SimulatedExecutor(Executor):
     def stored(self, parameter: Tensor, layout: Layout, taken: set[int]) -> Any:
         if self.mesh.num_devices == 1:
             return [owned(parameter, taken)]  # as it lies: a copy would be another model
-        return scatter(parameter, layout, self.mesh)
+        values = scatter(parameter, layout, self.mesh)
+        stored_as(parameter, values)
+        return values
 
     def give(self, tensor: Tensor, layout: Layout) -> Any:
         tensor = tensor.to(self.device)
@@ -310,7 +314,7 @@ class SimulatedExecutor(Executor):
         watch: Watch | None = None,
     ) -> list[Any]:
         modules = [getattr(program, part) for program in programs]
-        with keeping_shards(programs[0].gathers):
+        with keeping_shards(self.mesh.num_devices > 1):
             return list(self.simulator.run(modules, inputs, watch))
 
     def handled(

@@ -5,10 +5,15 @@ storage carries that as a mark, and hooks on saved tensors put the mark in its p
 of a parameter gathers it, and its backward gathers it again, in the order of the graph, the same
 one on every rank. Inside a recomputed part the second run gathers, and backward has that copy. A
 backward in two halves gathers in each.
+
+Hooks take autograd's check that nothing kept was changed in place; they have their own. A shard
+does not see that its parameter was changed, as a DTensor or as a logical tensor: the parameter
+that a value was stored as is a mark of its memory, too, and its version counts.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -81,7 +86,7 @@ class _Gathering(torch.autograd.Function):
         wholes = tuple(way.there(shards))
         sources = [each.detach() for each in shards]
         for number, whole in enumerate(wholes):
-            mark = _Mark(way, sources, number, whole.dtype, sources[number]._version)
+            mark = _Mark(way, sources, number, whole.dtype, _Versions.of(sources[number]))
             setattr(whole.untyped_storage(), _NAME, mark)
         return wholes
 
@@ -106,10 +111,51 @@ class _Reducing(torch.autograd.Function):
 _NAME = "_autoplan_gathered"
 """Of the mark among a storage's attributes, which live as long as its memory (torch >= 2.1)."""
 
+_PARAMETER = "_autoplan_parameter"
+"""Of a weak reference, since a parameter holds its memory, to what `stored_as` was told."""
+
+
+def stored_as(parameter: Tensor, shards: Sequence[Tensor]) -> None:
+    """Have whatever shares memory with `shards` count as changed where `parameter` is."""
+    for each in shards:
+        setattr(each.untyped_storage(), _PARAMETER, weakref.ref(parameter))
+
+
+@dataclass(frozen=True, eq=False)
+class _Versions:
+    """How often a tensor, and the parameter that it is stored as, had been changed in place."""
+
+    tensor: Tensor
+    parameter: Tensor | None
+    counts: tuple[int, int]
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Versions:
+        reference = getattr(tensor.untyped_storage(), _PARAMETER, None)
+        parameter = None if reference is None else reference()
+        return _Versions(tensor, parameter, _counts(tensor, parameter))
+
+    def check(self) -> None:
+        """Raise RuntimeError, as autograd does, where either was changed since."""
+        if _counts(self.tensor, self.parameter) == self.counts:
+            return
+        what, value = "a tensor", self.tensor
+        if self.parameter is not None:
+            what, value = "a parameter", self.parameter
+        raise RuntimeError(
+            f"{what} of shape {tuple(value.shape)} was changed in place between forward and "
+            "backward, which needs the value that forward used; call optimizer.step() after "
+            "backward(), and clone() what else changes."
+        )
+
+
+def _counts(tensor: Tensor, parameter: Tensor | None) -> tuple[int, int]:
+    return tensor._version, 0 if parameter is None else parameter._version
+
 
 @dataclass(eq=False)
 class _Mark:
-    """How a gathered parameter is made again; `version`: of its shard, which must not change.
+    """How a gathered parameter is made again; `versions`: of its shard, which must not change.
 
     Several views of it may be kept, by ops side by side: the first that is wanted in a backward
     has it gathered, and the last lets it go. By count, not by who holds what: all ranks alike.
@@ -119,17 +165,13 @@ class _Mark:
     shards: Sequence[Tensor]
     number: int
     dtype: torch.dtype
-    version: int
+    versions: _Versions
     kept: int = 0
     wanted: int = 0
     whole: Tensor | None = None
 
     def made(self) -> Tensor:
-        if self.shards[self.number]._version != self.version:
-            raise RuntimeError(
-                "a parameter was changed in place between forward and backward, which gathers it "
-                "again; call optimizer.step() after backward()."
-            )
+        self.versions.check()
         whole = self.whole
         if whole is None:
             with torch.no_grad():
@@ -149,9 +191,12 @@ class _Kept:
     offset: Any
 
 
-def keeping_shards(gathers: bool) -> AbstractContextManager[Any]:
-    """Where ops keep, of what is gathered, its shards; `gathers`: whether anything is."""
-    return saved_tensors_hooks(_pack, _unpack) if gathers else nullcontext()
+def keeping_shards(wanted: bool) -> AbstractContextManager[Any]:
+    """Where ops keep, of what is gathered, its shards, and backward checks what they keep.
+
+    wanted: whether anything is gathered, or a parameter is not the tensor that ops read.
+    """
+    return saved_tensors_hooks(_pack, _unpack) if wanted else nullcontext()
 
 
 def _pack(tensor: Tensor) -> Any:
@@ -159,7 +204,7 @@ def _pack(tensor: Tensor) -> Any:
         return tensor
     mark = getattr(tensor.untyped_storage(), _NAME, None)
     if mark is None or mark.dtype != tensor.dtype:
-        return tensor
+        return _Versions.of(tensor)
     mark.kept += 1
     return _Kept(mark, tensor.size(), tensor.stride(), tensor.storage_offset())
 
@@ -167,5 +212,8 @@ def _pack(tensor: Tensor) -> Any:
 def _unpack(kept: Any) -> Tensor:
     if isinstance(kept, _Kept):
         return kept.mark.made().as_strided(kept.size, kept.stride, kept.offset)
+    if isinstance(kept, _Versions):
+        kept.check()
+        return kept.tensor
     assert isinstance(kept, Tensor)
     return kept

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoplan.runtime.block_attention import Block, attend, attend_backward, wide
+from autoplan.runtime.block_attention import Attended, Block, attend, attend_backward, wide
 from autoplan.runtime.blockwise import Backward, Forward, View
 from autoplan.runtime.requests import Exchange, Request, Shift
 
@@ -65,8 +65,8 @@ def part(causal: bool, rank: int, owner: int, queries: int, keys: int) -> Part:
 class RingAttention:
     """softmax(scale q k' + mask) v on shards along dimension -2; the mask holds all keys.
 
-    Kept for backward: this rank's q, k, v, output and log-sum-exp, and the mask. With a causal
-    flag, which allows no mask, the number of rows is a multiple of two.
+    Kept for backward: this rank's q, k, v, output, peaks and totals of its rows, and the mask. With
+    a causal flag, which allows no mask, the number of rows is a multiple of two.
     """
 
     axis: str
@@ -79,23 +79,27 @@ class RingAttention:
             q, k, v = yield from rearrange(view, self.axis, [q, k, v], contiguous, zigzag)
         ranks, rank = view.size(self.axis), view.index(self.axis)
         keys, values = k, v
-        total: tuple[Tensor, Tensor] | None = None
+        whole: Attended | None = None
         for step in range(ranks):
             if step:
                 keys, values = yield Shift((keys, values), self.axis)
             owner = (rank - step) % ranks
             rows, block = self._block(rank, owner, q, keys, values, mask)
-            total = _joined(total, rows.queries, *attend(block))
-        assert total is not None
-        out, log_sum = total[0].to(q.dtype), total[1]
-        kept = (q, k, v, out, log_sum, *mask)
-        del keys, values, block, total
+            if whole is None:
+                whole = attend(block)  # a rank's own shards: every query
+            else:
+                whole.rows(rows.queries).add(attend(block))
+        assert whole is not None
+        out = whole.out.to(q.dtype)
+        kept = (q, k, v, out, whole.peak, whole.total, *mask)
+        del keys, values, block, whole
         if self.causal:
             (out,) = yield from rearrange(view, self.axis, [out], zigzag, contiguous)
         return out, kept
 
     def backward(self, view: View, kept: tuple[Tensor, ...], grad: Tensor) -> Backward:
-        q, k, v, out, log_sum, *mask = kept
+        q, k, v, out, peak, totals, *mask = kept
+        whole = Attended(out, peak, totals)
         if self.causal:
             (grad,) = yield from rearrange(view, self.axis, [grad], contiguous, zigzag)
         ranks, rank = view.size(self.axis), view.index(self.axis)
@@ -108,8 +112,7 @@ class RingAttention:
             rows, block = self._block(rank, owner, q, keys, values, mask)
             found = attend_backward(
                 block,
-                out[..., rows.queries, :],
-                log_sum[..., rows.queries],
+                whole.rows(rows.queries),
                 grad[..., rows.queries, :],
                 mask_too=bool(learned),
             )
@@ -153,26 +156,6 @@ class RingAttention:
 def _columns(mask: Tensor, owner: int, keys: int) -> Tensor:
     """The view of a mask for the keys of `owner`; one that broadcasts over keys is for all."""
     return mask if mask.shape[-1] == 1 else mask.narrow(-1, owner * keys, keys)
-
-
-def _joined(
-    total: tuple[Tensor, Tensor] | None, queries: slice, out: Tensor, log_sum: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attention so far [..., q, e] and its log-sum-exp, with a further block of some queries.
-
-    Weighted by what each has of the sum (Milakov, Gimelshein, "Online normalizer calculation for
-    softmax", 2018).
-    """
-    if total is None:
-        return out, log_sum
-    before = total[1][..., queries]
-    after = torch.logaddexp(before, log_sum)
-    # Rows that have read no key so far: minus infinity less a finite number.
-    finite = after.clamp(min=torch.finfo(after.dtype).min)
-    out.mul_(torch.exp(log_sum - finite).unsqueeze(-1))
-    total[0][..., queries, :].mul_(torch.exp(before - finite).unsqueeze(-1)).add_(out)
-    before.copy_(after)
-    return total
 
 
 def rearrange(

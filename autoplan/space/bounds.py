@@ -28,12 +28,22 @@ class Product:
 
 
 def products_of(captured: Captured, training: bool) -> Counter[Product]:
-    """What takes the arithmetic of one microbatch, and how often."""
+    """What takes the arithmetic of one microbatch, and how often.
+
+    What depends on parameters alone runs once a step, and is left out.
+    """
     rules = rules_in_force()
     found: Counter[Product] = Counter()
     known: dict[Any, Product | None] = {}
+    kinds = {each.node: each.kind for each in captured.inputs}
+    stored = {name for name, kind in kinds.items() if kind not in ("input", "received")}
     for node in captured.graph.nodes:
-        if node.op != "call_function" or str(node.target) not in rules:
+        if node.op != "call_function":
+            continue
+        if all(each.name in stored for each in node.all_input_nodes):
+            stored.add(node.name)
+            continue
+        if str(node.target) not in rules:
             continue
         call, _ = describe(node)
         key = call.op, call.inputs, call.outputs, repr(call.args)
@@ -71,10 +81,11 @@ def compute_s(products: Counter[Product], cluster: Cluster, ranks: int) -> float
     return total
 
 
-def pipeline_floor_s(work_s: float, shape: Shape) -> float:
+def pipeline_floor_s(work_s: float, shape: Shape, once: bool = False) -> float:
     """Seconds of a step whose microbatches take `work_s` together, on the ranks of one stage.
 
-    The busiest pipeline rank has at least the mean. Where each rank has one stage and a backward is
+    `once`: what is paid once a step may be among it, which nobody waits for. The busiest pipeline
+    rank has at least the mean. Where each rank has one stage and a backward is
     whole, rank s waits for the stages before it, at the beginning and at the end of the step: with
     t_s seconds of a microbatch on stage s and T of all, no rank is done before
     t_0 + .. + t_(s-1) + m t_s, and the least that the largest of these can be is
@@ -83,6 +94,6 @@ def pipeline_floor_s(work_s: float, shape: Shape) -> float:
     if shape.pipeline is None:
         return work_s
     size, count = shape.size, shape.microbatches
-    if shape.is_plain:
+    if shape.is_plain and not once:
         return work_s / count / (1.0 - (1.0 - 1.0 / count) ** size)
     return work_s / size

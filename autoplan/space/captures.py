@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autoplan.capture import Captured
+from autoplan.errors import CaptureError
 from autoplan.pipelining.pieces import pieces_of
 from autoplan.space.refit import refitted
 from autoplan.space.shapes import divisors_of
@@ -42,7 +43,11 @@ class Captures:
         if microbatches in self._real or microbatches in self._anchors or not self._anchors:
             return self.whole(microbatches)
         if microbatches not in self._refitted:
-            one, other = (self.whole(count) for count in self._anchors)
+            try:
+                one, other = (self.whole(count) for count in self._anchors)
+            except CaptureError:  # a model that takes no such batch
+                self._anchors = ()
+                return self.whole(microbatches)
             rows = [(self.rows or 1) // count for count in (*self._anchors, microbatches)]
             found = refitted(one, rows[0], other, rows[1], rows[2])
             if found is None:

@@ -157,7 +157,7 @@ def estimate_chain(chain: Chain, request: Request, shape: Shape) -> Estimate | N
     schedule = None if shape.pipeline is None else shape.pipeline.order
     blocks = np.isfinite(chain.recompute_s)
     if request.recompute == "none" or not setting.training:
-        chain = replace(chain, recompute_s=np.where(blocks, np.inf, np.inf))
+        chain = replace(chain, recompute_s=np.full(len(blocks), np.inf))
     forced = None
     if request.recompute == "all":
         forced = blocks

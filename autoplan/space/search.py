@@ -13,8 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from autoplan.capture import Captured
-from autoplan.errors import AutoplanError, HintError, InfeasibleError
+from autoplan.errors import (
+    AutoplanError,
+    CaptureError,
+    HintError,
+    InfeasibleError,
+    LayoutError,
+)
 from autoplan.found import Found
+from autoplan.layouts import B, Layout
+from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.pipelining.pieces import pieces_of
 from autoplan.pipelining.planner import Piped, search_pipeline
@@ -27,6 +35,7 @@ from autoplan.space.estimate import estimate
 from autoplan.space.progress import Show, live_table
 from autoplan.space.shapes import Shape, request_at
 from autoplan.space.tried import Tried, time_of
+from autoplan.units import size
 
 _FEW = 6
 """Shapes without pipelines that are solved in full, without an estimate."""
@@ -78,7 +87,9 @@ def search_space(captures: Captures, request: Request, progress: bool | None = N
 class NoPlanError(InfeasibleError):
     """No shape of the space has a plan; `cause` is why the most promising one has none."""
 
-    def __init__(self, cause: AutoplanError, request: Request, captured: Captured) -> None:
+    def __init__(
+        self, cause: AutoplanError, request: Request | None, captured: Captured | None
+    ) -> None:
         super().__init__(str(cause))
         self.cause, self.request, self.captured = cause, request, captured
 
@@ -112,9 +123,10 @@ class _Search:
                     self._solve_promising()
                 self._prove()
         except KeyboardInterrupt:
+            interrupted = True
+            self._solve_best_estimate()
             if self.best is None:
                 raise
-            interrupted = True
         if self.best is None:
             assert self.failure is not None
             raise self.failure
@@ -155,15 +167,44 @@ class _Search:
             products = products_of(whole, self.request.setting.training)
             cluster = self.request.cluster
             floors = {n: self.fewest * compute_s(products, cluster, n) for n in ranks}
+        self._refuse_hopeless_memory()
         self.tried = [Tried(shape) for shape in shapes]
         for each in self.tried:
             each.raise_floor(floors[each.shape.mesh.mesh.num_devices])
+
+    def _refuse_hopeless_memory(self) -> None:
+        """Raise InfeasibleError where parameters alone, split over all, are more than memory."""
+        request = self.request
+        pricer = request.pricer(Mesh.of(devices=request.devices))
+        whole = Layout((B,))
+        captured = self.captures.priced(self.space.microbatches or self.captures.any)
+        held = [pricer.resident(each.meta, whole) for each in captured.inputs_of("parameter")]
+        least = sum(p.parameter + p.gradient + p.optimizer_state for p in held) / request.devices
+        if least > request.memory_bytes:
+            raise InfeasibleError(
+                f"memory of {size(request.memory_bytes)} a device is too small: parameters, "
+                f"gradients and optimizer state, split evenly over {request.devices} devices, take "
+                f"{size(least)} on each. Give more memory, more devices, or another optimizer."
+            )
 
     def _all_plain(self, shapes: tuple[Shape, ...]) -> bool:
         return len(shapes) <= _FEW and all(shape.pipeline is None for shape in shapes)
 
     def _are_few(self) -> bool:
         return self._all_plain(tuple(each.shape for each in self.tried))
+
+    def _solve_best_estimate(self) -> None:
+        """The plan of the best estimate where none is found yet; a second Ctrl-C ends that, too."""
+        known = [each for each in self.tried if each.status == "estimated"]
+        if self.best is None and known:
+            self.deadline = time.perf_counter() + _LEAST_TIME_S
+            self._solve(min(known, key=Tried.rank), 1)
+
+    def _is_proven(self) -> bool:
+        """Whether the best is as good as was asked for."""
+        if self.best is None:
+            return False
+        return relative_gap(time_of(self.best.found), self.bound) <= self.request.gap
 
     # -- estimating -------------------------------------------------------------------------
 
@@ -224,8 +265,12 @@ class _Search:
         if time.perf_counter() > until or each.status != "open":
             return
         self.show(f"estimating {each.shape}", self.tried, self.bound)
-        short = self.captures.short(each.shape.microbatches)
-        found = estimate(short, request_at(self.request, each.shape), each.shape)
+        try:
+            short = self.captures.short(each.shape.microbatches)
+            found = estimate(short, request_at(self.request, each.shape), each.shape)
+        except (CaptureError, LayoutError) as error:  # a model that takes no such batch
+            self._has_no_plan(each, error)
+            return
         each.estimate_s = None if found is None else found.step_time_s
         each.status = "too little memory" if found is None else "estimated"
 
@@ -238,6 +283,8 @@ class _Search:
     def _solve_promising(self) -> None:
         """Best estimate first, until none that is left promises more than what is found."""
         for number, each in enumerate(self._by_promise()):
+            if self._is_proven():
+                return
             late = time.perf_counter() > self.deadline
             if self.best is not None and (late or number >= _MOST_SOLVED):
                 return
@@ -280,7 +327,11 @@ class _Search:
         request = replace(
             request_at(self.request, each.shape), time_limit_s=left_s / max(1, sharing)
         )
-        captured = self.captures.whole(each.shape.microbatches)
+        try:
+            captured = self.captures.whole(each.shape.microbatches)
+        except CaptureError as error:
+            self._has_no_plan(each, error)
+            return
         try:
             if each.shape.pipeline is None:
                 each.found = find_on_mesh(captured, request, each.shape.mesh)
@@ -288,20 +339,32 @@ class _Search:
             else:
                 each.found = search_pipeline(captured, request)
                 floor = each.found.floor
-        except (HintError, InfeasibleError) as error:
-            each.status = "no plan"
-            bound = getattr(error, "bound", None)
-            if bound is not None or isinstance(error, UndecidedError):
-                each.status = "too little memory"  # none was found, and there may be one
-                each.floor_s = max(each.floor_s, bound or 0.0)
-            if self.failure is None:
-                self.failure = NoPlanError(error, request, captured)
+        except (HintError, InfeasibleError, LayoutError) as error:
+            self._has_no_plan(each, error, request, captured)
             return
         each.status = "solved"
         each.floor_s = max(each.floor_s, min(floor, time_of(each.found)))
         # Shapes come by number of axes: of equal plans the one with fewer axes stays.
         if self.best is None or time_of(each.found) < time_of(self.best.found) * _SAME:
             self.best = each
+
+    def _has_no_plan(
+        self,
+        each: Tried,
+        error: AutoplanError,
+        request: Request | None = None,
+        captured: Captured | None = None,
+    ) -> None:
+        """Take notice of a failure, which only where nothing could be tried is a proof."""
+        each.status = "no plan"
+        bound = getattr(error, "bound", None)
+        undecided = bound is not None or isinstance(error, UndecidedError)
+        some_cut = each.shape.pipeline is not None and not isinstance(error, HintError)
+        if isinstance(error, InfeasibleError) and (undecided or some_cut):
+            each.status = "too little memory"  # none was found, and there may be one
+            each.floor_s = max(each.floor_s, bound or 0.0)
+        if self.failure is None or self.failure.captured is None:
+            self.failure = NoPlanError(error, request, captured)
 
     # -- proving ----------------------------------------------------------------------------
 
@@ -319,7 +382,7 @@ class _Search:
         asked: set[_Key] = set()
         now = time.perf_counter()
         until = min(self.deadline, now + max(_LEAST_TIME_S, now - self.start))
-        while time.perf_counter() < until:
+        while time.perf_counter() < until and not self._is_proven():
             best = time_of(self.best.found)
             self._rule_out(best)
             left = [t for t in self.tried if t.status not in ("ruled out", "no plan")]
@@ -342,7 +405,7 @@ class _Search:
         """What is not ruled out by its floor, as long as there is time: then the best is proven."""
         left = [t for t in self.tried if t.status in ("open", "estimated", "too little memory")]
         for each in sorted(left, key=Tried.rank):
-            if time.perf_counter() > self.deadline:
+            if time.perf_counter() > self.deadline or self._is_proven():
                 return
             if self.best is None or each.floor_s < time_of(self.best.found):
                 self._solve(each, 2)
@@ -358,7 +421,7 @@ class _Search:
         work_s = self._whole_s(mesh)
         for each in self.tried:
             if _Key(each.shape.mesh) == _Key(mesh):
-                each.raise_floor(work_s)
+                each.raise_floor(work_s, once=True)
 
     def _whole_s(self, mesh: MeshChoice) -> float:
         """Seconds that no plan on one mesh takes less than, whatever its memory."""

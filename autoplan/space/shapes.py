@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoplan.errors import ConfigError
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
 from autoplan.pipeline_choice import PipelineChoice, pipeline_choice
+
+if TYPE_CHECKING:
+    from autoplan.request import Request
 
 _MOST_MICROBATCHES = 12
 """Counts of microbatches that are priced; more divisors of a batch are thinned out."""
@@ -35,6 +38,11 @@ class Shape:
         return self.pipeline is None or self.pipeline.schedule in PLAIN
 
     @property
+    def num_stages(self) -> int:
+        """Of its pipeline; 1 without one."""
+        return 1 if self.pipeline is None else self.pipeline.num_stages
+
+    @property
     def size(self) -> int:
         """Pipeline ranks."""
         return 1 if self.pipeline is None else self.pipeline.size
@@ -52,8 +60,8 @@ class Shape:
 class Space:
     """What is open: sizes of a pipeline, its schedule, meshes, microbatches.
 
-    `pipelines`: sizes in question. `schedules`: None where the user leaves them open.
-    `microbatches`: None leaves their number open.
+    `pipelines`: sizes in question. `microbatches`: None leaves their number open.
+    `names_schedule`: whether the user says how a pipeline is run.
     """
 
     devices: int
@@ -87,7 +95,8 @@ class Space:
                     continue
                 for mesh in meshes:
                     shape = Shape(mesh, count, pipeline)
-                    found += [shape, *self._other_schedules(shape)]
+                    all_of_it = (shape, *self._other_schedules(shape))
+                    found += [each for each in all_of_it if each.num_stages <= max(1, num_pieces)]
         if not found:
             raise failure or ConfigError(
                 f"no pipeline of {' or '.join(map(str, self.pipelines))} ranks fits a model of "
@@ -138,7 +147,7 @@ class Space:
         """Numbers of microbatches in question."""
         if self.microbatches is not None:
             return [self.microbatches]
-        divisors = [n for n in range(1, (rows or 1) + 1) if (rows or 1) % n == 0]
+        divisors = [*divisors_of(rows or 1)]
         if size > 1:  # one microbatch runs stage after stage, which copies do without sending
             divisors = [n for n in divisors if n >= size] or divisors[-1:]
         while len(divisors) > _MOST_MICROBATCHES:
@@ -188,7 +197,7 @@ def _schedule_text(pipeline: PipelineChoice) -> str:
     return pipeline.schedule + (f", {pipeline.chunks} chunks" if pipeline.chunks > 1 else "")
 
 
-def request_at(request: Any, shape: Shape) -> Any:
+def request_at(request: Request, shape: Shape) -> Request:
     """The request of one shape, with nothing open."""
     return replace(
         request,

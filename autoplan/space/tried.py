@@ -27,9 +27,12 @@ class Tried:
     """A Found, or the Piped of a pipeline."""
     status: str = "open"
 
-    def raise_floor(self, work_s: float) -> None:
-        """Take notice that the microbatches take `work_s` at least on the ranks of one stage."""
-        self.floor_s = max(self.floor_s, pipeline_floor_s(work_s, self.shape))
+    def raise_floor(self, work_s: float, once: bool = False) -> None:
+        """Take notice that the microbatches take `work_s` at least on the ranks of one stage.
+
+        `once`: what is paid once a step is among it.
+        """
+        self.floor_s = max(self.floor_s, pipeline_floor_s(work_s, self.shape, once))
 
     @property
     def step_time_s(self) -> float | None:

@@ -47,7 +47,7 @@ def expert(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
     for path in experts:
         yield Hint(path, "storage", {axis: frozenset({Split(0)})}, origin)
         yield Hint(path, "use", {axis: frozenset({Split(0)})}, origin)
-    yield Hint("*", "op", {axis: frozenset({"te"})}, origin, frozenset(MIXTURES))
+    yield Hint("*", "op", {axis: frozenset({"te"})}, origin, frozenset(MIXTURES), required=False)
 
 
 def expert_parameters(captured: Captured) -> dict[str, int]:

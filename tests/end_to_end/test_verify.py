@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 import autoplan
+from autoplan.differences import relative_error
 from tests.models import Mlp, gpt2, ideal_cluster, language_batch, vector_batch
 from tests.runtime.launch import run_ranks
 
@@ -311,3 +312,47 @@ def test_real_ranks_agree_on_what_they_found() -> None:
     assert not ok
     assert "gelu" in difference
     assert all(found == [ok, errors, difference] for _, found in results)
+
+
+class Scaled(nn.Module):
+    """The first layer's rows are divided by an argument, which may be zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6).double(), nn.Linear(6, 6).double()
+
+    def forward(self, x: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.second(x)
+        return y.square().mean(), self.first(x) / by
+
+
+class ScaledLoss(Scaled):
+    """Of which the loss, and one gradient, are not finite."""
+
+    def forward(self, x: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, y = super().forward(x, by)
+        return loss + (y * 0.0).mean(), y
+
+
+@pytest.mark.parametrize("build", [Scaled, ScaledLoss])
+def test_what_is_not_finite_in_the_original_is_compared_by_place(
+    build: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    by = torch.ones(8, 1, dtype=torch.float64)
+    by[3] = 0.0
+    args = (torch.randn(8, 6, dtype=torch.float64), by)
+    module = autoplan.parallelize(build(), args, devices=2, cluster="cpu", preset="ddp")
+    found = module.verify(args, steps=2)
+    assert found.ok, found
+    assert "the original itself is not finite in output" in str(found)
+    finite = module.verify((args[0], torch.ones_like(by)), steps=2)
+    assert finite.ok
+    assert not finite.not_finite
+
+
+def test_a_nan_on_one_side_alone_is_different() -> None:
+    nan, one = torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0])
+    assert relative_error(nan, nan) == 0.0
+    for value, truth in ((nan, one), (one, nan), (None, nan), (nan, None)):
+        assert relative_error(value, truth) == float("inf")

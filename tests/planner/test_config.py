@@ -503,3 +503,25 @@ def test_a_cluster_that_was_edited_leaves_no_proof() -> None:
     edited = text.replace("devices_per_node = 2\n", "devices_per_node = 4\n")
     assert edited != text
     assert "edited by hand" in str(read_plan(edited.encode(), "text").notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("? [1, 2]\n: 3\n", "a key is a text"),
+        ("hints: &a\n  x: *a\n", "refers to itself without end"),
+    ],
+)
+def test_strange_yaml_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        autoplan.read_config(path)
+
+
+def test_an_override_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("\ufeffdevices = 4\n", encoding="utf-8")
+    assert autoplan.read_config(path) == {"devices": 4}
+    with pytest.raises(ConfigError, match="is no text"):
+        autoplan.read_config(path, [3])  # type: ignore[list-item]

@@ -36,17 +36,20 @@ def test_no_schedule_is_faster(name: str, chunks: int, data: st.DataObject) -> N
     backward = data.draw(st.lists(seconds, min_size=stages, max_size=stages))
     schedule = read_schedule(name, chunks if name != "zbv" else None)
     zeros = [0.0] * (stages - 1)
+    after = data.draw(st.lists(st.floats(0.0, 4.0), min_size=size, max_size=size))
     times = Times(
         forward_s=forward,
         backward_s=backward,
         forward_transfer_s=zeros,
         backward_transfer_s=zeros,
-        after_s=[0.0] * size,
+        after_s=after,
     )
     run = simulate(schedule.orders(size, count), times)
     shape = Shape(MeshChoice(Mesh.of(x=1)), count, PipelineChoice(size, name, chunks))
     work_s = count * (sum(forward) + sum(backward))
-    assert pipeline_floor_s(work_s, shape) <= run.makespan_s * (1 + 1e-9) + 1e-12
+    most = run.makespan_s * (1 + 1e-9) + 1e-12
+    assert pipeline_floor_s(work_s, shape) <= most
+    assert pipeline_floor_s(work_s + sum(after), shape, once=True) <= most
 
 
 def test_the_floor_of_a_plain_schedule_is_reached() -> None:
@@ -97,6 +100,20 @@ def test_cutting_a_batch_further_never_takes_less(family: str, cluster: str) -> 
         found = find_on_mesh(_captured(family, 8 // count), asked, mesh)
         objectives.append(found.solution.certificate.objective)
     assert objectives == sorted(objectives)
+
+
+def test_what_depends_on_parameters_alone_is_not_counted() -> None:
+    class Merged(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.randn(64, 8))
+            self.b = torch.nn.Parameter(torch.randn(8, 64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x @ (self.a @ self.b)).square().mean()
+
+    (product,) = products_of(capture(Merged(), (torch.randn(4, 64),)), True)
+    assert product.flops == 2 * 4 * 64 * 64
 
 
 def test_meshes_of_few_and_of_many_devices() -> None:

@@ -22,7 +22,7 @@ from autoplan.space.progress import table_of
 from autoplan.space.search import search_space
 from autoplan.space.shapes import request_at
 from autoplan.space.tried import Tried, time_of
-from tests.planner.models import Residual, gpt2, token_ids
+from tests.planner.models import Fn, Residual, gpt2, token_ids
 
 
 def batch(rows: int = 8) -> tuple[torch.Tensor]:
@@ -184,13 +184,6 @@ def test_an_interrupt_before_anything_is_found_is_one(monkeypatch: pytest.Monkey
         interrupted(monkeypatch, _Stop(1))
 
 
-def test_nothing_fits() -> None:
-    with pytest.raises(InfeasibleError, match="memory"):
-        autoplan.plan(
-            Residual(2), batch(), devices=4, cluster="h100", microbatches="auto", memory=2000
-        )
-
-
 def test_bad_requests() -> None:
     with pytest.raises(ConfigError, match="'auto'"):
         make_request(4, "h100", microbatches="many")
@@ -280,3 +273,57 @@ def test_a_batch_is_not_captured_whole_to_be_cut() -> None:
     captures = captures_of(Counting(2), (batch(64), {}), request_for(2))
     assert captures.short(2).captured.inputs_of("input")[0].meta.shape == (32, 16)
     assert set(rows) == {2, 4}
+
+
+def test_a_first_argument_without_a_batch() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x @ table).square().mean()
+
+    args = torch.randn(16, 16), torch.randn(8, 16)
+    assert autoplan.plan(Table(), args, devices=2, cluster="h100").microbatches == 1
+
+
+def test_microbatches_that_a_model_refuses_are_left_out() -> None:
+    """A batch norm takes no single row."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 1))
+    search = Fn(lambda self, x: self.model(x).square().mean(), model=model)
+    plan = autoplan.plan(search, batch(8), devices=2, cluster="h100", microbatches="auto")
+    assert plan.num_shapes > 1
+
+
+def test_parts_of_ranks_have_no_pipeline() -> None:
+    request = make_request(4, "h100", microbatches="auto", local_inputs=True)
+    assert request.space is not None
+    assert request.space.pipelines == (1,)
+    plan = autoplan.plan(
+        Residual(2), batch(2), devices=4, cluster="h100", microbatches="auto", local_inputs=True
+    )
+    assert plan.local_inputs
+    with pytest.raises(ConfigError, match="local_inputs=True with a pipeline"):
+        make_request(4, "h100", {"pipeline": "auto"}, local_inputs=True)
+
+
+def test_an_interrupt_while_estimating_solves_the_best_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class AfterTwoEstimates(_Stop):
+        def __call__(self, doing: str, tried: Sequence[Tried], bound: float) -> None:
+            if self.left and sum(each.status == "estimated" for each in tried) == 2:
+                self.left = 0
+                raise KeyboardInterrupt
+
+    found = interrupted(monkeypatch, AfterTwoEstimates(1))
+    assert found.interrupted
+    assert found.found.solution.certificate.status == "interrupted"
+
+
+def test_hopeless_memory_is_refused_at_once() -> None:
+    with pytest.raises(InfeasibleError, match="split evenly over 4 devices"):
+        autoplan.plan(
+            Residual(2), batch(), devices=4, cluster="h100", microbatches="auto", memory=2000
+        )

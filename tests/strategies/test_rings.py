@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autoplan.annotate import annotate
 from autoplan.mesh import Mesh
@@ -20,9 +22,10 @@ from autoplan.pricing import local_context, local_work
 from autoplan.proof import observe, prove
 from autoplan.runtime import block_attention
 from autoplan.runtime.block_attention import Block, attend, attend_backward
-from autoplan.runtime.blockwise import View, run
+from autoplan.runtime.blockwise import View, run, run_all
 from autoplan.runtime.requests import Request, Shift
 from autoplan.runtime.ring import RingAttention, contiguous, part, zigzag
+from autoplan.runtime.simulation import Simulator
 from autoplan.sites import Candidate, Site
 from autoplan.strategies import RULES, ring_attention
 from autoplan.strategies.rule import OpMemory
@@ -158,8 +161,9 @@ def test_tiles_are_parts_of_one_result(kind: str, monkeypatch: pytest.MonkeyPatc
         if not fused:
             monkeypatch.setattr(Block, "is_fused", False)
         block = block_of(kind)
-        out, log_sum = attend(block)
-        grads = attend_backward(block, out, log_sum, numbers(*out.shape), mask_too=kind == "mask")
+        found = attend(block)
+        out, log_sum = found.out, found.peak + found.total.log()
+        grads = attend_backward(block, found, numbers(*out.shape), mask_too=kind == "mask")
         results.append((out, log_sum, grads.q, grads.k, grads.v, grads.mask))
     for other in results[1:]:
         for one, same in zip(results[0], other, strict=True):
@@ -169,11 +173,111 @@ def test_tiles_are_parts_of_one_result(kind: str, monkeypatch: pytest.MonkeyPatc
                 torch.testing.assert_close(one, same, rtol=1e-12, atol=1e-12)
 
 
+def test_without_keys_there_is_nothing_to_read() -> None:
+    block = Block(numbers(2, 4, 6, 8), numbers(2, 4, 0, 8), numbers(2, 4, 0, 5), None, 0.5)
+    found = attend(block)
+    grads = attend_backward(block, found, torch.ones_like(found.out))
+    assert found.out.shape == (2, 4, 6, 5)
+    assert not any(each.any() for each in (found.out, found.total, grads.q))
+    found.add(attend(replace(block, k=numbers(2, 4, 3, 8), v=numbers(2, 4, 3, 5))))
+    weights = (block.q @ numbers(2, 4, 3, 8).mT * 0.5).softmax(-1)
+    torch.testing.assert_close(found.out, weights @ numbers(2, 4, 3, 5), rtol=1e-12, atol=1e-12)
+
+
+# -- masks of large numbers -----------------------------------------------------------------
+
+_EXACT = {torch.float64: 1e-9, torch.float32: 2.0**-19}
+_LEAST = "least"
+_HIDING = (-1e4, -1e9, _LEAST, float("-inf"))
+
+
+def hiding(number: float | str, dtype: torch.dtype) -> float:
+    """A number of a mask; `_LEAST` is the least of its type."""
+    return torch.finfo(dtype).min if isinstance(number, str) else number
+
+
+def beside_whole_softmax(mask: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Output and gradients of q, k, v and a float mask: of a ring of four, and of torch's plain
+    operations, whose other kernels keep a log-sum-exp for backward and are off by it.
+
+    Scores are quarters of integers, exact in either, so that a large number rounds them alike.
+    """
+    generator = torch.Generator().manual_seed(5)
+    shape = (2, 2, 8, 16)
+    q, k = (torch.randint(-3, 4, shape, generator=generator).to(dtype) for _ in range(2))
+    v = numbers(*shape, dtype=dtype)
+    tensors = [q, k, v, mask]
+    cotangent = numbers(*shape, dtype=dtype)
+    wanted = [each.requires_grad_() for each in tensors if each.is_floating_point()]
+
+    def ring() -> Tensor:
+        views = [View(FOUR, (rank,)) for rank in range(4)]
+        shards = list(zip(*(each.chunk(4, -2) for each in tensors), strict=True))
+        algorithms = [RingAttention("d", 0.25)] * 4
+        return torch.cat(run_all(algorithms, views, shards, Simulator(FOUR)._perform), -2)
+
+    def whole() -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, mask, scale=0.25)
+
+    outs = ring(), whole()
+    grads = (torch.autograd.grad(out, wanted, cotangent) for out in outs)
+    return [(outs[0], outs[1]), *zip(*grads, strict=True)]
+
+
+def assert_same(pairs: list[tuple[Tensor, Tensor]], tolerance: float) -> None:
+    for ours, theirs in pairs:
+        assert torch.isfinite(ours).all()
+        scale = max(1.0, theirs.abs().max().item())
+        assert (ours - theirs).abs().max().item() <= tolerance * scale
+
+
+@pytest.mark.parametrize("dtype", _EXACT, ids=str)
+@pytest.mark.parametrize("number", [*_HIDING, "flags"], ids=str)
+@pytest.mark.parametrize("where", ["rows", "all"])
+def test_rows_that_a_mask_hides_everywhere(
+    number: float | str, dtype: torch.dtype, where: str
+) -> None:
+    """Means of values, as a softmax has them, and not sums; zeros where nothing is left to read.
+    Beside rows that read some keys, of every part or not."""
+    hidden = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    if where == "rows":
+        hidden[0] = False
+        hidden[0, :, 3] = True
+        hidden[1, :, :4] = torch.ones(4, 8, dtype=torch.bool).triu(1)
+        hidden[1, :, 4, :5] = False
+    if number == "flags":
+        mask = ~hidden
+    else:
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, hiding(number, dtype))
+    pairs = beside_whole_softmax(mask, dtype)
+    assert_same(pairs, _EXACT[dtype])
+    row, values = pairs[0][0][0, 0, 3], numbers(2, 2, 8, 16, dtype=dtype)[0, 0]
+    if number in ("flags", float("-inf")):
+        assert not row.any()
+    elif number != -1e4 and not (number == -1e9 and dtype == torch.float64):  # scores are lost
+        torch.testing.assert_close(row, values.mean(0))
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.5, *_HIDING]), min_size=32, max_size=32),
+    st.sampled_from(list(_EXACT)),
+)
+@settings(database=None, deadline=None, max_examples=40)
+def test_a_ring_is_the_softmax_whatever_hides_keys(
+    drawn: list[float | str], dtype: torch.dtype
+) -> None:
+    """One number for each query and each rank's keys."""
+    chosen = torch.tensor([hiding(each, dtype) for each in drawn], dtype=dtype)
+    mask = chosen.view(1, 1, 8, 4).repeat_interleave(2, -1).expand(2, 1, 8, 8).contiguous()
+    assert_same(beside_whole_softmax(mask, dtype), _EXACT[dtype])
+
+
 # -- types ----------------------------------------------------------------------------------
 
 _ROUNDING = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9, torch.float32: 2.0**-19}
-"""A few roundings, relative to the largest element: slopes are less than the outputs, rounded, of
-which they are differences, and a float32 is summed in itself."""
+"""A few roundings, relative to the largest element: slopes are less than the outputs, kept rounded
+to 16 bits, of which they are differences, and a float32 is summed in itself."""
 
 
 @pytest.mark.parametrize("dtype", _ROUNDING, ids=lambda each: str(each).removeprefix("torch."))
