@@ -276,6 +276,8 @@ def _beside(frame: Frame, best: Staged, allowed: BoolArray, deadline: float) -> 
         near = _every_cut(count, stages) if few else _neighbours(best.stage_of, stages)
         promising = []
         for first in near:
+            if time.perf_counter() > deadline:
+                break
             stage_of = _stages(first)
             legal = bool(allowed[np.arange(count), stage_of].all())
             if legal and stage_of not in tried:

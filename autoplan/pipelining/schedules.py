@@ -54,6 +54,11 @@ class Schedule:
     chunks: int = 1
     v_shaped: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every rank has one stage, and runs each backward as a whole."""
+        return self.name in ("naive", "gpipe", "1f1b")
+
     def num_stages(self, num_ranks: int) -> int:
         return self.chunks * num_ranks
 

@@ -249,10 +249,25 @@ def about_s(frame: Frame, stage_of: Sequence[int]) -> float:
     def sums(values: FloatArray) -> list[float]:
         return [float(each) for each in np.bincount(at, values, frame.num_stages)]
 
+    count = frame.request.setting.microbatches
+    if frame.schedule.is_plain and count > SIMULATED:
+        return plain_step_s(sums(whole), half_s, sums(chain.once_s), count)
     run = _simulated(
         frame, sums(forward), sums(whole - forward), half_s, half_s, sums(chain.once_s)
     )
     return run.makespan_s
+
+
+SIMULATED = 64
+"""Microbatches up to which cuts are priced by their events; a plain schedule has a closed form."""
+
+
+def plain_step_s(
+    stage_s: Sequence[float], half_s: Sequence[float], once_s: Sequence[float], count: int
+) -> float:
+    """Seconds of a step where each rank has one stage: the first microbatch's way there and back,
+    and the slowest stage for each of the others (Narayanan et al. 2019, "PipeDream")."""
+    return sum(stage_s) + (count - 1) * max(stage_s) + 2 * sum(half_s) + max(once_s)
 
 
 def _simulated(

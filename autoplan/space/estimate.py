@@ -23,6 +23,7 @@ from autoplan.pipelining.chains import chain_of
 from autoplan.pipelining.events import Times, simulate
 from autoplan.pipelining.prices import Sending, node_of
 from autoplan.pipelining.schedules import Schedule
+from autoplan.pipelining.stages import SIMULATED, plain_step_s
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.search import hints_on
@@ -30,13 +31,11 @@ from autoplan.sites import Annotated
 from autoplan.solver import Problem, ProblemBuilder, Solution, solve
 from autoplan.solver.chain import Chain, Pipeline, assign
 from autoplan.solver.problem import FloatArray, UndecidedError
-from autoplan.space.shapes import PLAIN, Shape
+from autoplan.space.shapes import Shape
 from autoplan.space.shorten import Short
 
 _PRICES = (0.0, 0.03, 0.12, 0.5, 2.0, 8.0)
 """Seconds per byte, in steps per memory limit: what a plan gives for holding less."""
-_SIMULATED = 64
-"""Microbatches up to which a plain schedule is simulated; beyond, it has a closed form."""
 _SOLVE_S = 5.0
 _GAP = 1e-3
 _ASSIGN_S = 3.0
@@ -202,10 +201,9 @@ def step_time_s(
     after = np.zeros(size)
     for stage, seconds in enumerate(sums(chain.once_s)):
         after[schedule.rank_of(stage, size)] += seconds
-    if schedule.name in PLAIN and count > _SIMULATED:
-        each = sums(chain.time_s + again)
-        sent = 2 * sum(half_s)
-        return float(each.sum() + (count - 1) * each.max() + sent + after.max())
+    if schedule.is_plain and count > SIMULATED:
+        each = [float(seconds) for seconds in sums(chain.time_s + again)]
+        return plain_step_s(each, half_s, [float(seconds) for seconds in after], count)
     orders = schedule.orders(size, count, not setting.training)
     times = Times(
         forward_s=[float(each) for each in sums(forward)],

@@ -35,7 +35,7 @@ class Shape:
     @property
     def is_plain(self) -> bool:
         """Whether every rank has one stage, and runs each backward as a whole."""
-        return self.pipeline is None or self.pipeline.schedule in PLAIN
+        return self.pipeline is None or self.pipeline.order.is_plain
 
     @property
     def num_stages(self) -> int:
@@ -155,7 +155,6 @@ class Space:
         return divisors
 
 
-PLAIN = ("naive", "gpipe", "1f1b")
 _SCHEDULES = (
     ("interleaved-1f1b", 2),
     ("interleaved-1f1b", 4),
