@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from autoplan.layouts import Entry, Layout, Partial, Split
+from autoplan.errors import LayoutError
+from autoplan.layouts import B, Entry, Layout, Partial, Split
 from autoplan.plan import OperationRow, Plan, TensorRow
 from autoplan.planfiles.patterns import shortened
 from autoplan.strategies.rule import STREAMS
@@ -52,7 +53,12 @@ class AxisRows:
         self._values = {row.path: row for row in plan.tensors if row.kind == "module"}
 
     def _entry(self, layout: str) -> Entry:
-        return Layout.parse(layout)[self._at]
+        """The axis' entry; of figures that an edited plan file has wrong, whole."""
+        try:
+            entries = Layout.parse(layout)
+        except LayoutError:
+            return B
+        return entries[self._at] if self._at < len(entries) else B
 
     @cached_property
     def parameters(self) -> list[Parameter]:
@@ -89,7 +95,8 @@ class AxisRows:
         ]
 
     def _label(self, row: OperationRow) -> str:
-        return row.choice.split(" | ")[self._at]
+        labels = row.choice.split(" | ")
+        return labels[self._at] if self._at < len(labels) else ""  # of a damaged plan file
 
     def _kind(self, row: OperationRow) -> str:
         if self._label(row) in ("te", "e"):

@@ -64,7 +64,7 @@ def frontier(plan: Plan, origin: Origin | None, points: int = 8) -> Frontier:
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
         raise ConfigError(f"a frontier has at least 2 points, got points={points!r}.")
-    question, given = known_origin(origin, "frontier()").answer(plan)
+    question, given = known_origin(origin, "frontier()").answer(plan, lean=True)
     fastest = question.within(_UNLIMITED).solve(start=given.choices)
     best = leanest_of(question, fastest)
     limits = _limits(best.peak_memory_bytes, fastest.peak_memory_bytes, points)

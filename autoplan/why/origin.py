@@ -83,17 +83,20 @@ class Origin:
     recapture: Recapture | None = None
     _questions: dict[Any, Question] = field(default_factory=dict, repr=False, compare=False)
 
-    def question(self, plan: Plan) -> Question:
-        """What `plan` answers, on its mesh and within its memory limit; asked once."""
-        key = plan.mesh, plan.memory_limit_bytes, plan.recomputed, *plan.wires.items()
+    def question(self, plan: Plan, lean: bool = False) -> Question:
+        """What `plan` answers, on its mesh and within its memory limit; asked once.
+
+        `lean`: with the candidates that only less memory brings, too.
+        """
+        key = plan.mesh, plan.memory_limit_bytes, plan.recomputed, lean, *plan.wires.items()
         if key not in self._questions:
-            asked = self.ask(plan, self.captured)
+            asked = self.ask(plan, self.captured, lean)
             if asked.choices_of(plan.choices) is None:  # a plan file's, on a model without hints
                 asked = pose(annotate_as(self.captured, plan), asked.request, plan.recomputed)
             self._questions[key] = asked
         return self._questions[key]
 
-    def ask(self, plan: Plan, captured: Captured) -> Question:
+    def ask(self, plan: Plan, captured: Captured, lean: bool = False) -> Question:
         """The question of `plan` for a graph captured anew."""
         request = replace(self.request, memory_bytes=plan.memory_limit_bytes)
         mesh = plan.mesh
@@ -107,13 +110,13 @@ class Origin:
             hints,
             request.local_inputs,
             wires=wires,
-            lean=any(map(is_lean, plan.choices.values())),
+            lean=lean or any(map(is_lean, plan.choices.values())),
         )
         return pose(annotated, request, plan.recomputed)
 
-    def answer(self, plan: Plan) -> tuple[Question, Answer]:
+    def answer(self, plan: Plan, lean: bool = False) -> tuple[Question, Answer]:
         """The question of `plan`, and the plan as its answer; ConfigError where it is another's."""
-        question = self.question(plan)
+        question = self.question(plan, lean)
         choices = question.choices_of(plan.choices)
         if choices is None:
             raise ConfigError("the plan was changed after it was made for this model; plan again.")
