@@ -164,10 +164,10 @@ class _Search:
             floors = dict.fromkeys(ranks, 0.0)
         else:
             whole = self.captures.priced(self.fewest)
+            self._refuse_hopeless_memory()
             products = products_of(whole, self.request.setting.training)
             cluster = self.request.cluster
             floors = {n: self.fewest * compute_s(products, cluster, n) for n in ranks}
-        self._refuse_hopeless_memory()
         self.tried = [Tried(shape) for shape in shapes]
         for each in self.tried:
             each.raise_floor(floors[each.shape.mesh.mesh.num_devices])
@@ -184,7 +184,8 @@ class _Search:
             raise InfeasibleError(
                 f"memory of {size(request.memory_bytes)} a device is too small: parameters, "
                 f"gradients and optimizer state, split evenly over {request.devices} devices, take "
-                f"{size(least)} on each. Give more memory, more devices, or another optimizer."
+                f"at least {size(least)} on each. Give more memory or devices, or an optimizer "
+                "with less state."
             )
 
     def _all_plain(self, shapes: tuple[Shape, ...]) -> bool:
