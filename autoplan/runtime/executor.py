@@ -211,7 +211,7 @@ class DistributedExecutor(Executor):
         watch: Watch | None = None,
     ) -> list[Any]:
         module: fx.GraphModule = getattr(programs[0], part)
-        with keeping_shards(True):  # a DTensor is not the tensor that ops read
+        with keeping_shards(programs[0].gathers):
             if watch is None:
                 return list(module(self.comm, *inputs))
             return _interpret(module, [self.comm, *inputs], watch)
@@ -314,7 +314,7 @@ class SimulatedExecutor(Executor):
         watch: Watch | None = None,
     ) -> list[Any]:
         modules = [getattr(program, part) for program in programs]
-        with keeping_shards(self.mesh.num_devices > 1):
+        with keeping_shards(programs[0].gathers):
             return list(self.simulator.run(modules, inputs, watch))
 
     def handled(

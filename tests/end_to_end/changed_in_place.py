@@ -10,9 +10,9 @@ import torch
 import autoplan
 from tests.models import Mlp, vector_batch
 
-PRESETS = ("ddp", "zero1", "zero2", "zero3")
-OUTCOMES = {"ddp": "refused", "zero1": "the old", "zero2": "the old", "zero3": "refused"}
-"""ddp keeps shards themselves, zero3 gathers them again; the others keep what they gathered."""
+PRESETS = ("zero1", "zero2", "zero3")
+OUTCOMES = {"zero1": "the old", "zero2": "the old", "zero3": "refused"}
+"""zero3 gathers shards again; the others keep what they gathered."""
 
 
 def backward_after_a_change(ranks: int, preset: str) -> str:

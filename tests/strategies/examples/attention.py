@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.strategies.examples.base import (
     add,
+    drawn_apart,
     flags,
     real,
 )
@@ -28,28 +29,9 @@ _grouped = (real(1, 8, 5, 3), real(1, 4, 7, 3), real(1, 4, 7, 2))
 _few_key_heads = (real(1, 8, 5, 3), real(1, 2, 6, 3), real(1, 2, 6, 2))
 _parts_of_groups = (real(1, 6, 5, 3), real(1, 2, 7, 3), real(1, 2, 7, 3))
 _square = (real(2, 7, 4, 3), real(2, 7, 4, 3), real(2, 7, 4, 3))
-_ring = (real(1, 4, 8, 3), real(1, 4, 8, 3), real(1, 4, 8, 3))
-_ring_of_groups = (real(1, 4, 8, 3), real(1, 2, 8, 3), real(1, 2, 8, 3))
-_ring_of_widths = (real(1, 4, 8, 3), real(1, 2, 12, 3), real(1, 2, 12, 2))
 _causal_flags = torch.ones(5, 7, dtype=torch.bool).tril(2)
 add(
     "scaled_dot_product_attention.default",
-    ring_causal=(_attention(is_causal=True), *_ring),
-    ring=(_attention(scale=0.3), *_ring),
-    ring_of_groups=(_attention(enable_gqa=True, is_causal=True), *_ring_of_groups),
-    ring_of_widths=(_attention(enable_gqa=True), *_ring_of_widths),
-    ring_of_widths_causal=(
-        _attention(is_causal=True),
-        real(4, 16, 3),
-        real(4, 16, 3),
-        real(4, 16, 2),
-    ),
-    ring_of_one_head=(_attention(is_causal=True), real(16, 3), real(16, 3), real(16, 3)),
-    ring_bias=(_attention(), *_ring, real(1, 4, 8, 8)),
-    ring_bias_of_groups=(_attention(enable_gqa=True), *_ring_of_groups, real(4, 8, 8)),
-    ring_bias_of_keys=(_attention(), *_ring, real(1, 1, 1, 8)),
-    ring_flags=(_attention(), *_ring, torch.ones(8, 8, dtype=torch.bool).tril(-1)),
-    ring_flags_of_groups=(_attention(enable_gqa=True), *_ring_of_widths, flags(1, 4, 8, 12)),
     plain=(_attention(), *_heads),
     causal=(_attention(is_causal=True), *_square),
     scale=(_attention(scale=0.3), *_heads),
@@ -82,3 +64,27 @@ add(
         real(5, 7, 2),
     ),
 )
+
+with drawn_apart(1):
+    _ring = (real(1, 4, 8, 3), real(1, 4, 8, 3), real(1, 4, 8, 3))
+    _ring_of_groups = (real(1, 4, 8, 3), real(1, 2, 8, 3), real(1, 2, 8, 3))
+    _ring_of_widths = (real(1, 4, 8, 3), real(1, 2, 12, 3), real(1, 2, 12, 2))
+    add(
+        "scaled_dot_product_attention.default",
+        ring_causal=(_attention(is_causal=True), *_ring),
+        ring=(_attention(scale=0.3), *_ring),
+        ring_of_groups=(_attention(enable_gqa=True, is_causal=True), *_ring_of_groups),
+        ring_of_widths=(_attention(enable_gqa=True), *_ring_of_widths),
+        ring_of_widths_causal=(
+            _attention(is_causal=True),
+            real(4, 16, 3),
+            real(4, 16, 3),
+            real(4, 16, 2),
+        ),
+        ring_of_one_head=(_attention(is_causal=True), real(16, 3), real(16, 3), real(16, 3)),
+        ring_bias=(_attention(), *_ring, real(1, 4, 8, 8)),
+        ring_bias_of_groups=(_attention(enable_gqa=True), *_ring_of_groups, real(4, 8, 8)),
+        ring_bias_of_keys=(_attention(), *_ring, real(1, 1, 1, 8)),
+        ring_flags=(_attention(), *_ring, torch.ones(8, 8, dtype=torch.bool).tril(-1)),
+        ring_flags_of_groups=(_attention(enable_gqa=True), *_ring_of_widths, flags(1, 4, 8, 12)),
+    )

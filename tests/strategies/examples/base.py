@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,15 @@ import torch
 from torch import Tensor, nn
 
 _GENERATOR = torch.Generator().manual_seed(7)
+
+
+@contextlib.contextmanager
+def drawn_apart(seed: int) -> Iterator[None]:
+    """Examples whose numbers leave those of later ones as they are."""
+    state = _GENERATOR.get_state()
+    _GENERATOR.manual_seed(seed)
+    yield
+    _GENERATOR.set_state(state)
 
 
 @dataclass(frozen=True)
