@@ -15,10 +15,9 @@ from autoplan.errors import InfeasibleError
 from autoplan.hints import Hint
 from autoplan.memory.within_memory import TooLittleMemoryError
 from autoplan.mesh import Mesh
-from autoplan.recompute.choose import Chosen
+from autoplan.recompute.choose import Chosen, bounded
 from autoplan.request import Request
 from autoplan.sites import Annotated
-from autoplan.solver.problem import relative_gap
 from autoplan.strategies.rule import is_streaming
 
 Solve: TypeAlias = Callable[[Request, bool], tuple[Annotated, Chosen]]
@@ -76,19 +75,9 @@ def solve_lean_where_memory_asks(
     proof = lean[1].solution.certificate
     if plain is None or proof.objective < _objective(plain) * (1 - 1e-9):
         return lean
-    return plain[0], _bounded(plain[1], proof.bound, request.gap)
+    bound = min(proof.bound, plain[1].solution.certificate.bound)
+    return plain[0], bounded(plain[1], bound, request.gap)
 
 
 def _objective(found: tuple[Annotated, Chosen]) -> float:
     return found[1].solution.certificate.objective
-
-
-def _bounded(plain: Chosen, bound: float, gap: float) -> Chosen:
-    """What was found without lean candidates, with the bound of all."""
-    proof = plain.solution.certificate
-    bound = min(bound, proof.bound)
-    distance = relative_gap(proof.objective, bound)
-    proof = replace(proof, bound=bound, gap=distance)
-    if distance > gap and proof.status == "optimal":
-        proof = replace(proof, status="not proven")
-    return replace(plain, solution=replace(plain.solution, certificate=proof))

@@ -15,9 +15,10 @@ from autoplan.errors import ConfigError, HintError
 from autoplan.hints import Hint, HintValue
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
+from autoplan.parallel.parts import divisors
 from autoplan.pipeline_choice import PipelineChoice, pipeline_choice
 from autoplan.pricing import Pricer, Setting
-from autoplan.space.shapes import Space, divisors_of
+from autoplan.space.shapes import Space
 
 
 @dataclass(frozen=True)
@@ -175,15 +176,15 @@ def _pipeline_sizes(
     stage: copies do that without sending. A pipeline without a size: any from 2 on.
     """
     if parallel is None and preset is None:
-        return None if count == 1 else divisors_of(devices)
+        return None if count == 1 else tuple(divisors(devices))
     given = parallel.get("pipeline") if isinstance(parallel, Mapping) else None
     if given == "auto":
-        return divisors_of(devices)
+        return tuple(divisors(devices))
     if isinstance(given, Mapping) and _is_open(given):
         fixed = [key for key in ("stage_map", "stages") if given.get(key) is not None]
         if fixed:
             return None  # refused where the pipeline is read: these need a size
-        return divisors_of(devices)[1:]
+        return tuple(divisors(devices)[1:])
     return None
 
 

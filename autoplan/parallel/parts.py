@@ -6,6 +6,7 @@ the outermost on, each with the preset that it is bound to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -267,7 +268,8 @@ def read_expert(value: Any, preset: str | None) -> ExpertPart:
 
 def divisors(number: int) -> list[int]:
     """All of them, from 1 on."""
-    return [each for each in range(1, number + 1) if number % each == 0]
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return list(dict.fromkeys([*small, *(number // each for each in reversed(small))]))
 
 
 def _no_mode(role: str, value: Any, size: int | None, modes: tuple[str, ...]) -> ConfigError:

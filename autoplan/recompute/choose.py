@@ -107,7 +107,7 @@ def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -
     if best is None:
         assert failure is not None
         raise TooLittleMemoryError(str(failure), failure.leanest, bound) from failure
-    return _bounded(best, bound, request.gap)
+    return bounded(best, bound, request.gap)
 
 
 def _candidates(annotated: Annotated, pricer: Pricer) -> tuple[Block, ...]:
@@ -138,8 +138,8 @@ def _time_s(chosen: Chosen) -> float:
     return chosen.solution.certificate.objective
 
 
-def _bounded(best: Chosen, bound: float, gap: float) -> Chosen:
-    """The best with the bound of all choices of blocks."""
+def bounded(best: Chosen, bound: float, gap: float) -> Chosen:
+    """A choice with the bound of more than was chosen from."""
     proof = best.solution.certificate
     bound = min(bound, proof.objective)
     distance = relative_gap(proof.objective, bound)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from autoplan.capture import Captured
 from autoplan.errors import CaptureError
+from autoplan.parallel.parts import divisors
 from autoplan.pipelining.pieces import pieces_of
 from autoplan.space.refit import refitted
-from autoplan.space.shapes import divisors_of
 from autoplan.space.shorten import Short, shorten
 
 _FEWEST_ROWS = 2
@@ -29,7 +29,7 @@ class Captures:
         self._real: dict[int, Captured] = {}
         self._refitted: dict[int, Captured] = {}
         self._short: dict[int, Short] = {}
-        counts = [n for n in divisors_of(rows or 1) if (rows or 1) // n >= _FEWEST_ROWS]
+        counts = [n for n in divisors(rows or 1) if (rows or 1) // n >= _FEWEST_ROWS]
         self._anchors = tuple(reversed(counts[-2:])) if len(counts) > 1 else ()
 
     def whole(self, microbatches: int) -> Captured:

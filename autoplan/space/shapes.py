@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autoplan.errors import ConfigError
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
+from autoplan.parallel.parts import divisors
 from autoplan.pipeline_choice import PipelineChoice, pipeline_choice
 
 if TYPE_CHECKING:
@@ -147,12 +148,12 @@ class Space:
         """Numbers of microbatches in question."""
         if self.microbatches is not None:
             return [self.microbatches]
-        divisors = [*divisors_of(rows or 1)]
+        counts = divisors(rows or 1)
         if size > 1:  # one microbatch runs stage after stage, which copies do without sending
-            divisors = [n for n in divisors if n >= size] or divisors[-1:]
-        while len(divisors) > _MOST_MICROBATCHES:
-            divisors = divisors[:2] + divisors[2:-1:2] + divisors[-1:]
-        return divisors
+            counts = [n for n in counts if n >= size] or counts[-1:]
+        while len(counts) > _MOST_MICROBATCHES:
+            counts = counts[:2] + counts[2:-1:2] + counts[-1:]
+        return counts
 
 
 _SCHEDULES = (
@@ -184,12 +185,6 @@ def free_meshes(devices: int, node_size: int) -> list[Mesh]:
             if outer > 1:
                 meshes.append(Mesh.of(outer=outer, middle=middle, inner=inner))
     return meshes
-
-
-def divisors_of(number: int) -> tuple[int, ...]:
-    """All of them, from 1 on."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return tuple(dict.fromkeys([*small, *(number // n for n in reversed(small))]))
 
 
 def _schedule_text(pipeline: PipelineChoice) -> str:

@@ -63,7 +63,7 @@ def _stored_split(
 ) -> Iterator[Hint]:
     yield from data(captured, axis, size)
     for each in captured.inputs_of("parameter"):
-        dims = [d for d, rows in enumerate(each.meta.shape) if _fills(rows, size)]
+        dims = [d for d, rows in enumerate(each.meta.shape) if fills(rows, size)]
         stored: frozenset[Entry | str] = frozenset(Split(d) for d in dims) or frozenset({B})
         yield Hint(each.path, "storage", {axis: stored}, f"preset {name!r}")
         frozen = policy == "reduce" and not each.meta.requires_grad
@@ -73,7 +73,8 @@ def _stored_split(
             yield Hint(each.path, "gather", {axis: gathered}, f"preset {name!r}", required=False)
 
 
-def _fills(rows: int, size: int) -> bool:
+def fills(rows: int, size: int) -> bool:
+    """Whether every one of `size` ranks has a row."""
     return (size - 1) * -(-rows // size) < rows
 
 

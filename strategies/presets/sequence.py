@@ -9,7 +9,7 @@ from autoplan.errors import HintError
 from autoplan.hints import Hint
 from autoplan.layouts import BP, Entry, Split
 from autoplan.sites import describe, results_by_module
-from autoplan.strategies.presets.data import WHOLE
+from autoplan.strategies.presets.data import WHOLE, fills
 from autoplan.strategies.presets.structure import paths_of_weighted_products
 from autoplan.strategies.presets.tensor import ATTENTION
 from autoplan.strategies.rule import OpCall
@@ -27,7 +27,7 @@ def ulysses(captured: Captured, axis: str, size: int) -> Iterator[Hint]:
     yield from _split_tokens(captured, axis, size, "ulysses")
     for path, call in _attentions(captured, axis, "ulysses"):
         heads = call.inputs[0].shape[-3] if len(call.inputs[0].shape) > 2 else 1
-        if not _fills(heads, size):
+        if not fills(heads, size):
             raise HintError(
                 f"preset 'ulysses' on axis {axis!r}: the attention of {path!r} has {heads} heads, "
                 f"which leave some of {size} ranks none; use at most {heads} ranks, a size that "
@@ -83,7 +83,7 @@ def _split_tokens(captured: Captured, axis: str, size: int, preset: str) -> Iter
     for each in arguments:
         if each.meta.shape[:2] != arguments[0].meta.shape[:2]:
             continue
-        if not _fills(each.meta.shape[1], size):
+        if not fills(each.meta.shape[1], size):
             raise HintError(
                 f"{origin} on axis {axis!r}: {each.path!r} has {each.meta.shape[1]} tokens (shape "
                 f"{list(each.meta.shape)}), which leave some of {size} ranks none; use longer "
@@ -115,7 +115,3 @@ def _attentions(captured: Captured, axis: str, preset: str) -> list[tuple[str, O
 
 def _over(path: str, axis: str, labels: frozenset[Entry | str], preset: str) -> Hint:
     return Hint(path, "op", {axis: labels}, f"preset {preset!r}", frozenset({ATTENTION}))
-
-
-def _fills(rows: int, size: int) -> bool:
-    return (size - 1) * -(-rows // size) < rows
