@@ -23,7 +23,7 @@ FOUR, SQUARE = Mesh.of(d=4), Mesh.of(a=2, b=2)
 _Traffic = Counter[tuple[str, int, str]]
 
 WITH_INNER = [at for at, example in enumerate(EXAMPLES) if RULES[example.op].inner is not None]
-FIRST = list({RULES[EXAMPLES[at].op].inner: at for at in reversed(WITH_INNER)}.values())
+NAMES = sorted({EXAMPLES[at].op for at in WITH_INNER})
 
 
 def _differences(
@@ -79,9 +79,11 @@ def _check(number: int, mesh: Mesh) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("number", FIRST, ids=lambda at: str(EXAMPLES[at]))
-def test_the_collectives_that_run_are_those_that_are_priced(number: int) -> None:
-    assert _check(number, SQUARE)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_collectives_that_run_are_those_that_are_priced(name: str) -> None:
+    """In the first example of an op in which any candidate has some."""
+    examples = (at for at in WITH_INNER if EXAMPLES[at].op == name)
+    assert any(_check(number, SQUARE) for number in examples)
 
 
 @pytest.mark.slow
