@@ -54,7 +54,8 @@ def solve_lean_where_memory_asks(
     """
     if asks_for_lean(hints) or not mesh.ndim:
         return solve(request, asks_for_lean(hints))
-    deadline = time.perf_counter() + request.time_limit_s
+    start = time.perf_counter()
+    deadline = start + request.time_limit_s
     plain: tuple[Annotated, Chosen] | None = None
     try:
         plain = solve(request, False)
@@ -63,9 +64,10 @@ def solve_lean_where_memory_asks(
         share = 0.0
     except TooLittleMemoryError:
         share = _LEAST_SHARE
-    left_s = max(deadline - time.perf_counter(), share * request.time_limit_s)
-    if plain is not None and left_s <= 0.0:
-        return plain
+    now = time.perf_counter()
+    left_s = max(deadline - now, share * request.time_limit_s)
+    if plain is not None and left_s < now - start:  # the same takes as long again, and more
+        return plain[0], bounded(plain[1], plain[1].floor, request.gap)
     try:
         lean = solve(replace(request, time_limit_s=left_s), True)
     except InfeasibleError:

@@ -19,6 +19,7 @@ from autoplan.memory.within_memory import TooLittleMemoryError
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.recompute.choose import Chosen, solve_recomputing
+from autoplan.recompute.known import Known
 from autoplan.registry import rules_in_force
 from autoplan.request import Request
 from autoplan.sites import Annotated
@@ -80,15 +81,20 @@ def find_with_hints(
     mesh: Mesh,
     hints: tuple[Hint, ...],
     wires: Mapping[str, Layout] | None = None,
+    known: Known | None = None,
 ) -> Found:
-    """The best on one mesh, of a model or of a pipeline stage whose values travel as `wires`."""
+    """The best on one mesh, of a model or of a pipeline stage whose values travel as `wires`.
+
+    `known`: of models among which some may be equal.
+    """
+    solve_one = solve_recomputing if known is None else known.solve
     rules, pricer = rules_in_force(), request.pricer(mesh)
 
     def solve(request: Request, lean: bool) -> tuple[Annotated, Chosen]:
         annotated = annotate(
             captured, mesh, rules, hints, request.local_inputs, wires=wires, lean=lean
         )
-        return annotated, solve_recomputing(annotated, pricer, request)
+        return annotated, solve_one(annotated, pricer, request)
 
     annotated, chosen = solve_lean_where_memory_asks(solve, request, hints, mesh)
     return Found(hints, annotated, pricer, chosen.solution, chosen.memory, chosen.recomputed)

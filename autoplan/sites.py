@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -123,6 +123,8 @@ class Annotated:
     """Buffers that a call changes: path, and where the new value comes from."""
     preferences: tuple[Preference, ...] = ()
     """The wishes of soft hints, in the order of sites; several may concern one site."""
+    memo: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What passes have worked out about these very sites and candidates, by a name of their own."""
 
     def penalty_s(self, choices: Sequence[int]) -> float:
         """What `choices` are charged for breaking wishes: seconds that no step takes."""

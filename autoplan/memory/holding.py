@@ -49,8 +49,8 @@ class Holding:
         has_loss = loss is not None or annotated.captured.loss_elsewhere
         kept = [loss] if has_loss and self.setting.training else annotated.outputs
         self.returned |= {(e[0].site, e[0].output) for e in kept if isinstance(e, tuple)}
-        self._memories: dict[Any, OpMemory] = {}
-        self._saved: dict[Any, set[int | str]] = {}
+        self._memories: dict[Any, OpMemory] = annotated.memo.setdefault("memories", {})
+        self._saved: dict[Any, set[int | str]] = annotated.memo.setdefault("saved", {})
         self.held: dict[Value, int] = {}
         for at in reversed(range(len(self.sites))):
             for output in range(len(self.sites[at].outputs)):

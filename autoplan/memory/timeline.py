@@ -101,7 +101,7 @@ class Timeline:
         vectors: dict[int, FloatArray] = {}
         matrices: dict[tuple[int, int], FloatArray] = {}
         for term in self._alive(moment):
-            array = self._array(term)
+            array = self.array(term)
             if term.reader is None:
                 vectors[term.site] = vectors.get(term.site, 0.0) + array[:, 0]
             elif array.any():
@@ -136,7 +136,8 @@ class Timeline:
             self._values[key] = float(array[0, 0])
         return self._values[key]
 
-    def _array(self, term: Term) -> FloatArray:
+    def array(self, term: Term) -> FloatArray:
+        """Bytes of a term by candidates of its site and its reader: [k, k reader], or [k, 1]."""
         sites = self.annotated.sites
         one = sites[term.site].candidates
         other = () if term.reader is None else sites[term.reader].candidates

@@ -18,8 +18,8 @@ from autoplan.pricing import Pricer
 from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
 from autoplan.sites import Annotated, Site
-from autoplan.solver import Certificate, Problem, Solution, solve
-from autoplan.solver.lagrangian import least_excess
+from autoplan.solver import Certificate, Problem, Solution, fold, solve
+from autoplan.solver.lagrangian import at_rising_prices, least_excess
 from autoplan.solver.problem import UndecidedError, relative_gap
 from autoplan.units import size
 
@@ -61,7 +61,7 @@ class Case:
     ) -> Case:
         """Its problem and its timeline."""
         problem = formulate(annotated, pricer, request.whole_outputs)
-        problem = SecondRuns(annotated, pricer).added_to(problem, recomputed)
+        problem = SecondRuns.of(annotated, pricer).added_to(problem, recomputed)
         timeline = timeline_of(annotated, pricer, recomputed)
         classes = repeated_classes(annotated)
         if classes is not None:
@@ -78,10 +78,13 @@ class Case:
         except InfeasibleError as error:
             raise _no_plan(error, self.annotated) from error
 
-    def fastest_that_fits(self, deadline: float, first: Solution | None = None) -> Fitting:
+    def fastest_that_fits(
+        self, deadline: float, first: Solution | None = None, leanest: bool = True
+    ) -> Fitting:
         """The fastest choices within the memory limit; `first`: the fastest whatever the memory.
 
-        Raises InfeasibleError if hints or memory leave nothing, with the least that would do.
+        Raises InfeasibleError if hints or memory leave nothing, with the least that would do;
+        without `leanest` that is not looked for, nor are choices that do no more than fit.
         """
         most = float(self.request.memory_bytes)
         try:
@@ -93,6 +96,7 @@ class Case:
                 deadline,
                 self.request.gap,
                 first=first,
+                look_for_leanest=leanest,
             )
         except TooLittleMemoryError as error:
             memory = memory_at_peak(self.timeline, error.leanest)
@@ -125,10 +129,14 @@ def _place(site: Site) -> str:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Choices that fit, and the moments whose memory had to be limited for them."""
+    """Choices that fit, and the moments whose memory had to be limited for them.
+
+    `floor`: seconds that no choices take less than, whatever they hold.
+    """
 
     solution: Solution
     moments: tuple[int, ...]
+    floor: float = 0.0
 
 
 class TooLittleMemoryError(InfeasibleError):
@@ -153,6 +161,7 @@ def fastest_that_fits(
     start: Sequence[int] | None = None,
     moments: Sequence[int] = (),
     first: Solution | None = None,
+    look_for_leanest: bool = True,
 ) -> Fitting:
     """The fastest choices whose bytes are within `most` at every moment.
 
@@ -164,7 +173,7 @@ def fastest_that_fits(
     Raises TooLittleMemoryError, or InfeasibleError where nothing is allowed whatever the memory.
     """
     limited = list(moments)
-    bound = -math.inf
+    bound, floor = -math.inf, 0.0 if first is None else first.certificate.bound
     last: Solution | None = None
     while True:
         held = _limited(problem, timeline, limited, most)
@@ -181,10 +190,11 @@ def fastest_that_fits(
                 bound = math.inf  # it is proven that nothing fits
             break
         bound = max(bound, last.certificate.bound)
+        floor = floor if limited else last.certificate.bound
         totals = timeline.totals(last.choices)
         moment = int(totals.argmax())
         if totals[moment] <= most:
-            return Fitting(last, tuple(limited))
+            return Fitting(last, tuple(limited), floor)
         if moment in limited:
             break
         limited.append(moment)
@@ -193,7 +203,13 @@ def fastest_that_fits(
     held = _limited(problem, timeline, limited, most)
     choices = None if start is None else tuple(start)
     fits = choices is not None and math.isfinite(problem.objective(choices))
-    if choices is None or not fits or timeline.totals(choices).max() > most:
+    start_fits = choices is not None and fits and timeline.totals(choices).max() <= most
+    if not start_fits and not look_for_leanest:
+        assert last is not None
+        raise TooLittleMemoryError("nothing fits, or nothing was found", last.choices, bound)
+    if not start_fits:
+        choices = thrifty(held, timeline, classes, most, limited, deadline)
+    if choices is None:
         left_s = deadline - time.perf_counter()
         choices = leanest(held, timeline, most, min(_LEANEST_TIME_S, max(1.0, left_s)))
     peak_bytes = float(timeline.totals(choices).max())
@@ -203,7 +219,7 @@ def fastest_that_fits(
             f"{size(peak_bytes)}."
         )
         raise TooLittleMemoryError(text, choices, bound)
-    return Fitting(_unproven(problem, choices, bound, last), tuple(limited))
+    return Fitting(_unproven(problem, choices, bound, last), tuple(limited), floor)
 
 
 def _limited(problem: Problem, timeline: Timeline, moments: Sequence[int], most: float) -> Problem:
@@ -213,6 +229,40 @@ def _limited(problem: Problem, timeline: Timeline, moments: Sequence[int], most:
 _LEAST_TIME_S = 0.5
 _LEANEST_TIME_S = 20.0
 _MAX_MOMENTS = 12
+
+
+def thrifty(
+    problem: Problem,
+    timeline: Timeline,
+    classes: Sequence[Hashable] | None,
+    most: float,
+    moments: Sequence[int],
+    deadline: float,
+) -> tuple[int, ...] | None:
+    """Choices that fit, at rising prices of memory; or None. Found soon, and rarely the fastest.
+
+    Variables of one class choose alike. `moments` are those whose bytes have a price at first.
+    """
+    limited = list(moments)
+    while len(limited) <= _MAX_MOMENTS:
+        priced = _limited(problem, timeline, limited, most)
+        folded = None if classes is None else fold(priced, classes)
+        alike = priced if folded is None else folded.problem
+        try:
+            found = at_rising_prices(alike, [0.0] * len(limited), deadline)
+        except InfeasibleError:  # of blocks that are all alike
+            return None
+        if found is None:
+            return None
+        choices = found if folded is None else folded.expand(found)
+        totals = timeline.totals(choices)
+        moment = int(totals.argmax())
+        if totals[moment] <= most:
+            return choices
+        if moment in limited:
+            return None
+        limited.append(moment)
+    return None
 
 
 def leanest(

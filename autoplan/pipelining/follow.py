@@ -210,7 +210,7 @@ def _staged(
     """The stages as if they had been found."""
     pipeline = _pipeline(plan)
     schedule, size = schedule_of(pipeline), pipeline.size
-    frame = Frame(captured, request, pieces, schedule, size, _meshes(plan), {}, {})
+    frame = Frame(captured, request, pieces, schedule, size, _meshes(plan), {}, 0.0)
     return together(frame, stage_of, parts, [_found(each) for each in stages])
 
 

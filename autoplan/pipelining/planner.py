@@ -74,10 +74,12 @@ class Piped:
         return max(self.staged.memory_bytes)
 
 
-def search_pipeline(captured: Captured, request: Request) -> Piped:
+def search_pipeline(
+    captured: Captured, request: Request, cuts: Sequence[Sequence[int]] = ()
+) -> Piped:
     """The best cut into stages over the meshes in question, within the memory of every rank.
 
-    Raises HintError or InfeasibleError where there is none, ConfigError for a stage map that does
+    `cuts`: that are to be tried first, as the stage of every piece. Raises HintError or InfeasibleError where there is none, ConfigError for a stage map that does
     not fit the model.
     """
     start = time.perf_counter()
@@ -98,7 +100,7 @@ def search_pipeline(captured: Captured, request: Request) -> Piped:
                 found = _fitting(solve_stages(frame, held)), 0.0
             else:
                 allowed = _allowed(frame)
-                found = best_cut(frame, allowed, time.perf_counter() + share_s / 2)
+                found = best_cut(frame, allowed, cuts)
         except (HintError, InfeasibleError) as error:
             failure = failure or error
             continue
@@ -161,6 +163,7 @@ def _frame(
     time_limit_s: float,
 ) -> Frame:
     """Solves the model whole on each of `meshes`, whatever its memory; bad hints fail here."""
+    start = time.perf_counter()
     distinct = {kind_of(choice): choice for choice in meshes}
     unlimited = replace(
         request,
@@ -171,8 +174,8 @@ def _frame(
     wholes: dict[Kind, Found] = {
         kind: find_on_mesh(captured, unlimited, choice) for kind, choice in distinct.items()
     }
-    request = replace(request, time_limit_s=max(_LEAST_TIME_S, time_limit_s / 2))
-    return Frame(captured, request, pieces, schedule, size, meshes, wholes, {})
+    deadline = start + max(_LEAST_TIME_S, time_limit_s)
+    return Frame(captured, request, pieces, schedule, size, meshes, wholes, deadline)
 
 
 def _allowed(frame: Frame) -> BoolArray:
@@ -186,13 +189,21 @@ def _allowed(frame: Frame) -> BoolArray:
     return found
 
 
-def best_cut(frame: Frame, allowed: BoolArray, deadline: float) -> tuple[Staged, float]:
+def best_cut(
+    frame: Frame, allowed: BoolArray, cuts: Sequence[Sequence[int]] = ()
+) -> tuple[Staged, float]:
     """The best cut that was found, its stages solved, and the bound of the chain's prices.
 
-    Raises InfeasibleError where no cut that was tried fits, and HintError where hints allow none.
+    `cuts` are tried first; then, while there is time, those that are best by the chain's prices,
+    and their neighbours. Raises InfeasibleError where no cut that was tried fits, and HintError where hints allow none.
     """
     chain, forced = _chain(frame, allowed), _recomputed(frame)
-    first: list[tuple[int, ...]] = []
+    at = np.arange(len(allowed))
+    first = [
+        tuple(each)
+        for each in cuts
+        if len(each) == len(allowed) and allowed[at, np.array(each)].all()
+    ]
     bound = 0.0
     failure: InfeasibleError | None = None
     for memory_bytes in (float(frame.request.memory_bytes), np.inf):
@@ -206,12 +217,14 @@ def best_cut(frame: Frame, allowed: BoolArray, deadline: float) -> tuple[Staged,
         except StageHintError as error:
             raise HintError(_clash(frame, error)) from error
         bound = found.bound
-        if found.first not in first:
-            first.append(found.first)
+        if _stages(found.first) not in first:
+            first.append(_stages(found.first))
     best: Staged | None = None
     for each in first:
+        if best is not None and time.perf_counter() > frame.deadline:
+            break
         try:
-            staged = _fitting(solve_stages(frame, _stages(each)))
+            staged = _fitting(solve_stages(frame, each))
         except InfeasibleError as error:
             failure = error
             continue
@@ -220,7 +233,7 @@ def best_cut(frame: Frame, allowed: BoolArray, deadline: float) -> tuple[Staged,
     if best is None:
         assert failure is not None
         raise failure
-    return _beside(frame, best, allowed, deadline), bound
+    return _beside(frame, best, allowed), bound
 
 
 _ASSIGN_S = 20.0
@@ -264,12 +277,12 @@ def _stages(first: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(stage) for stage in np.repeat(np.arange(len(lengths)), lengths))
 
 
-def _beside(frame: Frame, best: Staged, allowed: BoolArray, deadline: float) -> Staged:
+def _beside(frame: Frame, best: Staged, allowed: BoolArray) -> Staged:
     """Tries cuts that are about as fast by the prices of the model solved whole, fastest first.
 
     All cuts where there are few, else those near the best one so far, until none of them helps.
     """
-    tried = {best.stage_of}
+    deadline, tried = frame.deadline, {best.stage_of}
     count, stages = len(frame.pieces), frame.num_stages
     few = math.comb(count - 1, stages - 1) <= _FEW_CUTS
     while True:
@@ -327,7 +340,8 @@ def _automatic(staged: Staged, allowed: BoolArray) -> tuple[int, ...]:
         return staged.stage_of
     free = np.ones_like(allowed)
     try:
-        found, _ = best_cut(staged.frame, free, time.perf_counter() + _AUTOMATIC_S)
+        frame = replace(staged.frame, deadline=time.perf_counter() + _AUTOMATIC_S)
+        found, _ = best_cut(frame, free)
     except (HintError, InfeasibleError):
         return staged.stage_of
     return found.stage_of if found.step_time_s <= staged.step_time_s else staged.stage_of

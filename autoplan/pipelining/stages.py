@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ from autoplan.pipelining.schedules import Schedule
 from autoplan.pipelining.splitting import Split, split
 from autoplan.plan import Memory
 from autoplan.pricing import Setting
+from autoplan.recompute.known import Known
 from autoplan.recompute.pricing import SecondRuns
 from autoplan.request import Request
 from autoplan.search import find_with_hints, hints_on
@@ -49,6 +51,7 @@ class Frame:
     """What all cuts of one model on one choice of meshes have in common.
 
     `wholes`: by kind of mesh, the model solved on the ranks of one stage, whatever its memory.
+    `deadline`: of `time.perf_counter()`, by which the stages of a cut are solved.
     """
 
     captured: Captured
@@ -59,7 +62,9 @@ class Frame:
     meshes: tuple[MeshChoice, ...]
     """Of each pipeline rank."""
     wholes: Mapping[Kind, Found]
-    _solved: dict[Any, Found | InfeasibleError]
+    deadline: float
+    _solved: dict[Any, Found | InfeasibleError] = field(default_factory=dict)
+    _equal: Known = field(default_factory=Known)
 
     @property
     def num_stages(self) -> int:
@@ -197,12 +202,17 @@ def solve_stages(frame: Frame, stage_of: Sequence[int]) -> Staged:
     """Every stage's best layouts, within memory; InfeasibleError names the stage that has none."""
     pieces = frame.pieces
     parts = split(frame.captured, pieces, stage_of)
-    found = []
+    found: list[Found] = []
     for number, stage in enumerate(parts.stages):
         mine = tuple(i for i, at in enumerate(stage_of) if at == number)
         share_bytes = _share_of_memory(frame, number, stage_of)
-        found.append(_solved(frame, parts, number, stage, mine, share_bytes))
+        left_s = max(_LEAST_TIME_S, frame.deadline - time.perf_counter())
+        limit_s = left_s / (frame.num_stages - number)
+        found.append(_solved(frame, parts, number, stage, mine, share_bytes, limit_s))
     return together(frame, stage_of, parts, found)
+
+
+_LEAST_TIME_S = 0.5
 
 
 def together(frame: Frame, stage_of: Sequence[int], parts: Split, found: Sequence[Found]) -> Staged:
@@ -216,7 +226,7 @@ def _times(found: Found, request: Request) -> SiteTimes:
     """Seconds of a stage's sites; what runs again for backward counts to it."""
     choices = found.solution.choices
     times = site_times(found.annotated, choices, found.pricer, request.whole_outputs)
-    again = SecondRuns(found.annotated, found.pricer).seconds(found.recomputed, choices)
+    again = SecondRuns.of(found.annotated, found.pricer).seconds(found.recomputed, choices)
     backward = times.backward_s.copy()
     backward[-1] += again / request.setting.microbatches
     return replace(times, backward_s=backward)
@@ -303,8 +313,9 @@ def _solved(
     stage: Captured,
     mine: tuple[int, ...],
     memory_bytes: int,
+    time_limit_s: float,
 ) -> Found:
-    """One stage solved, once for all cuts that have it."""
+    """One stage solved, once for all cuts that have it, and for all stages equal to it."""
     rank = frame.rank_of(number)
     choice = frame.meshes[rank]
     shared = tuple(path for path in parts.shared if number in parts.shared[path])
@@ -317,6 +328,7 @@ def _solved(
             setting=setting,
             memory_bytes=memory_bytes,
             recompute=_recomputed_of(stage, frame.request),
+            time_limit_s=time_limit_s,
         )
         (own,) = hints_by_stage(
             frame.captured, hints_on(frame.captured, frame.request, choice), [stage]
@@ -324,7 +336,9 @@ def _solved(
         hints = (*own, *_tied(frame, choice.mesh, rank, shared))
         wires = frame.wires_on(stage, choice.mesh)
         try:
-            frame._solved[key] = find_with_hints(stage, request, choice.mesh, hints, wires)
+            frame._solved[key] = find_with_hints(
+                stage, request, choice.mesh, hints, wires, frame._equal
+            )
         except InfeasibleError as error:
             frame._solved[key] = error
     result = frame._solved[key]

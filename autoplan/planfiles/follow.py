@@ -70,7 +70,7 @@ def adopt_choices(captured: Captured, plan: Plan, request: Request) -> Planned:
     pricer = request.pricer(annotated.mesh)
     blocks, strangers = _recomputed(plan, annotated, pricer)
     problem = formulate(annotated, pricer, request.whole_outputs)
-    problem = SecondRuns(annotated, pricer).added_to(problem, blocks)
+    problem = SecondRuns.of(annotated, pricer).added_to(problem, blocks)
     held = _without_contradictions(problem, annotated, plan, found)
     if len(held) == len(annotated.sites):
         choices = tuple(held[at] for at in range(len(annotated.sites)))

@@ -28,13 +28,15 @@ _LEAST_TIME_S = 0.5
 class Chosen:
     """The fastest choices that were found, their peak, and the blocks that they recompute.
 
-    limited: whether some that are faster take too much memory.
+    limited: whether some that are faster take too much memory. floor: seconds that no choices take
+    less than, whatever they hold.
     """
 
     solution: Solution
     memory: Memory
     recomputed: tuple[Block, ...] = ()
     limited: bool = True
+    floor: float = 0.0
 
 
 def solve_recomputing(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
@@ -62,7 +64,7 @@ def _within_memory(
     case = Case.of(annotated, pricer, request, blocks)
     fitting = case.fastest_that_fits(deadline)
     memory = memory_at_peak(case.timeline, fitting.solution.choices)
-    return Chosen(fitting.solution, memory, blocks, limited=bool(fitting.moments))
+    return Chosen(fitting.solution, memory, blocks, bool(fitting.moments), fitting.floor)
 
 
 def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
@@ -71,16 +73,17 @@ def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -
     fastest = case.fastest(request.time_limit_s)
     memory = memory_at_peak(case.timeline, fastest.choices)
     if case.timeline.totals(fastest.choices).max() <= request.memory_bytes:
-        return Chosen(fastest, memory, limited=False)
+        return Chosen(fastest, memory, limited=False, floor=fastest.certificate.bound)
+    floor = fastest.certificate.bound
     blocks = _candidates(annotated, pricer)
-    least_s = min((SecondRuns(annotated, pricer).least_s(block) for block in blocks), default=0.0)
-    bound = fastest.certificate.bound + least_s
+    least_s = min((SecondRuns.of(annotated, pricer).least_s(block) for block in blocks), default=0.0)
+    bound = floor + least_s
     best: Chosen | None = None
     failure: TooLittleMemoryError | None = None
     try:
         half = time.perf_counter() + (deadline - time.perf_counter()) / (2 if blocks else 1)
-        solution = case.fastest_that_fits(half, fastest).solution
-        best = Chosen(solution, memory_at_peak(case.timeline, solution.choices))
+        solution = case.fastest_that_fits(half, fastest, leanest=not blocks).solution
+        best = Chosen(solution, memory_at_peak(case.timeline, solution.choices), floor=floor)
         if not blocks or solution.certificate.objective <= bound:
             return best
         bound = min(bound, solution.certificate.bound)
@@ -90,7 +93,9 @@ def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -
         failure, bound = error, min(bound, error.bound)
     choices: Sequence[int] = fastest.choices
     tried: set[frozenset[str]] = set()
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
+        if number and best is not None and time.perf_counter() > deadline:
+            break
         again = cheapest_blocks(annotated, pricer, blocks, choices, float(request.memory_bytes))
         again = blocks if again is None else again
         names = frozenset(block.name for block in again)
@@ -107,7 +112,7 @@ def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -
     if best is None:
         assert failure is not None
         raise TooLittleMemoryError(str(failure), failure.leanest, bound) from failure
-    return bounded(best, bound, request.gap)
+    return bounded(replace(best, floor=floor), bound, request.gap)
 
 
 def _candidates(annotated: Annotated, pricer: Pricer) -> tuple[Block, ...]:

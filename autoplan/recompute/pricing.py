@@ -29,6 +29,15 @@ class SecondRuns:
         self._boxing: dict[Any, FloatArray] = {}
         self._conversions: dict[Any, float] = {}
 
+    @staticmethod
+    def of(annotated: Annotated, pricer: Pricer) -> SecondRuns:
+        """The one of a model and a pricer."""
+        key = SecondRuns, pricer
+        if key not in annotated.memo:
+            annotated.memo[key] = SecondRuns(annotated, pricer)
+        found: SecondRuns = annotated.memo[key]
+        return found
+
     def seconds(self, blocks: Sequence[Block], choices: Sequence[int]) -> float:
         """Of `blocks` under `choices`."""
         sites = self.annotated.sites

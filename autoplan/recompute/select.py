@@ -35,7 +35,7 @@ def cheapest_blocks(
     value from outside: the limits use the most that it saves in any company, so that a set which
     fits is the cheapest, and one that does not after all is forbidden by itself.
     """
-    second = SecondRuns(annotated, pricer)
+    second = SecondRuns.of(annotated, pricer)
     effects = _Effects(annotated, pricer, blocks, choices)
     builder = ProblemBuilder()
     for block in blocks:

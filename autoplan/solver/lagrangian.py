@@ -7,6 +7,7 @@ the prices, and a linear program of a few rows finds the prices to ask for next.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -193,6 +194,45 @@ class _Prices:
         ]
         return tuple(prices), float(theta.varValue) * unit_s
 
+
+def at_rising_prices(
+    problem: Problem, prices: Sequence[float], deadline: float
+) -> tuple[int, ...] | None:
+    """Choices that keep all limits, at prices that rise from `prices` until some do; or None.
+
+    A limit without a price begins at a small part of what the choices cost. Between the last price
+    that was too low and the first that was not, lower ones are tried while there is time.
+    """
+    free = solve_core(problem, deadline)
+    least_s = _FIRST_PRICE * max(abs(free.bound), 1e-12)
+    first = [
+        max(price, least_s / _unit(limit))
+        for price, limit in zip(prices, problem.limits, strict=True)
+    ]
+    best: tuple[int, ...] | None = None
+    low, factor = 0.0, 1.0
+    for _ in range(_MAX_RISES):
+        choices = solve_core(priced(problem, [factor * price for price in first]), deadline).choices
+        if problem.keeps_limits(choices) and problem.objective(choices) < np.inf:
+            cost = problem.objective(choices)
+            if best is None or cost < problem.objective(best):
+                best = choices
+            high = factor
+        else:
+            low = factor
+        if best is None:
+            factor *= _RISE
+        elif low and time.perf_counter() < deadline:
+            factor = math.sqrt(low * high)
+        else:
+            break
+    return None if best is None else tuple(descend(problem, best, keep_limits=True))
+
+
+_FIRST_PRICE = 0.02
+"""Of a whole limit, in the cost of the choices that are best without it."""
+_RISE = 4.0
+_MAX_RISES = 10
 
 _MOST_PRICE = 1e4
 """Of a whole limit, in the costs of the dearest choices met: beyond it nothing would fit."""

@@ -13,7 +13,7 @@ from autoplan.solver.core import solve_core, surviving
 from autoplan.solver.dual import dual_ascent
 from autoplan.solver.fold import fold
 from autoplan.solver.ilp import solve_ilp
-from autoplan.solver.lagrangian import allowance, least_excess, priced
+from autoplan.solver.lagrangian import allowance, at_rising_prices, least_excess, priced
 from autoplan.solver.problem import (
     Certificate,
     Folding,
@@ -137,6 +137,10 @@ class _Search:
         self.bound = max(self.bound, relaxed.bound + constant)
         if relaxed.choices is not None:
             self.offer(reduced.expand(relaxed.choices))
+        if self.choices is None:
+            found = at_rising_prices(small, relaxed.prices, self.deadline)
+            if found is not None:
+                self.offer(reduced.expand(found))
         if self.choices is None:
             least, nearest = least_excess(small, self.deadline)
             if least > 1.0 + 1e-9:

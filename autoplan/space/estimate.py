@@ -53,14 +53,7 @@ class Estimate:
     """Pieces that run a second time."""
 
 
-def estimate(short: Short, request: Request, shape: Shape) -> Estimate | None:
-    """The fastest that was found within memory; None where nothing fits.
-
-    `request` is that of the shape; `short` the model at its microbatches.
-    """
-    asked = _Asked.of(short, request, shape)
-    if asked is None:
-        return None
+def _estimate(asked: _Asked) -> Estimate | None:
     best = asked.at(0.0)
     if best is not None and best.recomputed == 0:
         return best
@@ -80,8 +73,11 @@ def estimate(short: Short, request: Request, shape: Shape) -> Estimate | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """A short model on the mesh of a shape, to be solved at prices of memory."""
+class Layouts:
+    """A short model on the mesh of a shape, to be solved at prices of memory.
+
+    Schedules of one pipeline have them in common.
+    """
 
     short: Short
     request: Request
@@ -92,10 +88,11 @@ class _Asked:
     sending: Sending
     free: Solution
     """The fastest, whatever it holds."""
-    _known: dict[tuple[int, ...], Estimate | None] = field(default_factory=dict)
+    _solutions: dict[float, Solution | None] = field(default_factory=dict)
+    _chains: dict[tuple[int, ...], Chain] = field(default_factory=dict)
 
     @staticmethod
-    def of(short: Short, request: Request, shape: Shape) -> _Asked | None:
+    def of(short: Short, request: Request, shape: Shape) -> Layouts | None:
         """None where hints leave nothing."""
         mesh = shape.mesh.mesh
         try:
@@ -117,37 +114,67 @@ class _Asked:
 
         held = _held(timeline, weights, _mean_in_flight(shape))
         sending = Sending(request.cluster, shape.size, mesh.num_devices)
-        return _Asked(short, request, shape, found, problem, held, sending, free)
+        return Layouts(short, request, shape, found, problem, held, sending, free)
 
-    def at(self, price: float) -> Estimate | None:
-        """The best cut of the layouts that are best at a price of memory, if one fits."""
-        solution = self.free
-        if price:
+    def estimate(self, request: Request, shape: Shape) -> Estimate | None:
+        """The fastest that was found within memory; None where nothing fits.
+
+        `shape` differs in nothing but its schedule from that of the layouts; `request` is its own.
+        """
+        return _estimate(_Asked(self, request, shape))
+
+    def at(self, price: float) -> Solution | None:
+        """The layouts that are best at a price of memory; None where none were found."""
+        if not price:
+            return self.free
+        if price not in self._solutions:
             step_s = self.free.certificate.objective
             per_byte = price * step_s / (self.request.memory_bytes * self.shape.size)
             priced = _priced(self.problem, self.held, per_byte)
             try:
-                solution = solve(priced, None, _SOLVE_S, gap=_GAP)
+                self._solutions[price] = solve(priced, None, _SOLVE_S, gap=_GAP)
             except (UndecidedError, InfeasibleError):
-                return None
-        if solution.choices not in self._known:
-            self._known[solution.choices] = self._estimate(solution)
-        return self._known[solution.choices]
+                self._solutions[price] = None
+        return self._solutions[price]
 
-    def _estimate(self, solution: Solution) -> Estimate | None:
-        allowed = np.ones((1, self.request.num_stages), dtype=np.bool_)
-        chain = chain_of(
-            self.found(solution),
-            self.short.pieces,
-            self.sending,
-            allowed,
-            self.request.whole_outputs,
-        )
-        try:
-            chain = whole_chain(chain, self.short)
-            return estimate_chain(chain, self.request, self.shape)
-        except InfeasibleError:
+    def chain(self, solution: Solution) -> Chain:
+        """The pieces of the whole model at the prices of some layouts; hints apart."""
+        if solution.choices not in self._chains:
+            free = np.ones((1, 1), dtype=np.bool_)
+            chain = chain_of(
+                self.found(solution),
+                self.short.pieces,
+                self.sending,
+                free,
+                self.request.whole_outputs,
+            )
+            self._chains[solution.choices] = whole_chain(chain, self.short)
+        return self._chains[solution.choices]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Layouts under the schedule of one shape."""
+
+    layouts: Layouts
+    request: Request
+    shape: Shape
+    _known: dict[tuple[int, ...], Estimate | None] = field(default_factory=dict)
+
+    def at(self, price: float) -> Estimate | None:
+        """The best cut of the layouts that are best at a price of memory, if one fits."""
+        solution = self.layouts.at(price)
+        if solution is None:
             return None
+        if solution.choices not in self._known:
+            chain = self.layouts.chain(solution)
+            allowed = np.ones((1, self.request.num_stages), dtype=np.bool_)
+            try:
+                found = estimate_chain(replace(chain, allowed=allowed), self.request, self.shape)
+            except InfeasibleError:
+                found = None
+            self._known[solution.choices] = found
+        return self._known[solution.choices]
 
 
 def estimate_chain(chain: Chain, request: Request, shape: Shape) -> Estimate | None:
@@ -280,7 +307,7 @@ def _held(
     for term in timeline.terms:
         if term.first <= turn <= term.last:
             factor = in_flight if term.kind == "activations" else 1.0
-            array = factor * weights[term.site] * timeline._array(term)
+            array = factor * weights[term.site] * timeline.array(term)
             found.append((term.site, term.reader, array))
     return found
 

@@ -31,7 +31,7 @@ from autoplan.search import find_on_mesh
 from autoplan.solver.problem import UndecidedError, relative_gap
 from autoplan.space.bounds import compute_s, products_of
 from autoplan.space.captures import Captures
-from autoplan.space.estimate import estimate
+from autoplan.space.estimate import Layouts
 from autoplan.space.progress import Show, live_table
 from autoplan.space.shapes import Shape, request_at
 from autoplan.space.tried import Tried, time_of
@@ -41,6 +41,8 @@ _FEW = 6
 """Shapes without pipelines that are solved in full, without an estimate."""
 _ESTIMATING = 0.5
 """Part of the time limit after which nothing more is estimated."""
+_SCHEDULES = 0.3
+"""Of what is then left, in which other schedules of the best pipelines are estimated."""
 _PROMISING = 1.03
 """A pipeline is rarely more than this faster than its estimate, since stages are solved alone."""
 _PLAIN_PROMISING = 1.0005
@@ -262,17 +264,24 @@ class _Search:
                     break
                 number += step
 
-    def _estimate(self, each: Tried, until: float) -> None:
+    def _layouts(self, shape: Shape) -> Layouts | None:
+        short = self.captures.short(shape.microbatches)
+        return Layouts.of(short, request_at(self.request, shape), shape)
+
+    def _estimate(self, each: Tried, until: float, layouts: Layouts | None = None) -> None:
         if time.perf_counter() > until or each.status != "open":
             return
         self.show(f"estimating {each.shape}", self.tried, self.bound)
         try:
-            short = self.captures.short(each.shape.microbatches)
-            found = estimate(short, request_at(self.request, each.shape), each.shape)
+            if layouts is None:
+                layouts = self._layouts(each.shape)
+            asked = request_at(self.request, each.shape)
+            found = None if layouts is None else layouts.estimate(asked, each.shape)
         except (CaptureError, LayoutError) as error:  # a model that takes no such batch
             self._has_no_plan(each, error)
             return
         each.estimate_s = None if found is None else found.step_time_s
+        each.cut = None if found is None else found.stage_of
         each.status = "too little memory" if found is None else "estimated"
 
     def _least_estimate(self) -> float:
@@ -312,14 +321,18 @@ class _Search:
 
     def _estimate_schedules(self) -> None:
         """Other schedules of the best pipelines: they fill the bubble, and hold more."""
+        now = time.perf_counter()
+        until = now + _SCHEDULES * (self.deadline - now)
         piped = [t for t in self.tried if t.estimate_s is not None and t.shape.size > 1]
         for each in sorted(piped, key=Tried.rank)[:3]:
             assert each.estimate_s is not None
-            if each.estimate_s > 1.5 * self._least_estimate():
+            if each.estimate_s > _NEAR * self._least_estimate():
                 return
+            layouts: Layouts | None = None
             for other in self.tried:
                 if not other.shape.is_plain and _but_for_schedule(other, each):
-                    self._estimate(other, self.deadline)
+                    layouts = layouts or self._layouts(each.shape)
+                    self._estimate(other, until, layouts)
 
     def _solve(self, each: Tried, sharing: int) -> None:
         """The best plan of a shape, in a part of the time that is left."""
@@ -338,7 +351,8 @@ class _Search:
                 each.found = find_on_mesh(captured, request, each.shape.mesh)
                 floor = each.found.solution.certificate.bound
             else:
-                each.found = search_pipeline(captured, request)
+                cuts = () if each.cut is None else (each.cut,)
+                each.found = search_pipeline(captured, request, cuts)
                 floor = each.found.floor
         except (HintError, InfeasibleError, LayoutError) as error:
             self._has_no_plan(each, error, request, captured)

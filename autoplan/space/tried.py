@@ -25,6 +25,8 @@ class Tried:
     estimate_s: float | None = None
     found: Found | Any | None = None
     """A Found, or the Piped of a pipeline."""
+    cut: tuple[int, ...] | None = None
+    """The stage of every piece by the estimate."""
     status: str = "open"
 
     def raise_floor(self, work_s: float, once: bool = False) -> None:
