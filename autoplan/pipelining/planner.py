@@ -79,8 +79,8 @@ def search_pipeline(
 ) -> Piped:
     """The best cut into stages over the meshes in question, within the memory of every rank.
 
-    `cuts`: that are to be tried first, as the stage of every piece. Raises HintError or InfeasibleError where there is none, ConfigError for a stage map that does
-    not fit the model.
+    `cuts`: that are to be tried first, as the stage of every piece. Raises HintError or
+    InfeasibleError where there is none, ConfigError for a stage map that does not fit the model.
     """
     start = time.perf_counter()
     asked = request.pipeline
@@ -195,7 +195,8 @@ def best_cut(
     """The best cut that was found, its stages solved, and the bound of the chain's prices.
 
     `cuts` are tried first; then, while there is time, those that are best by the chain's prices,
-    and their neighbours. Raises InfeasibleError where no cut that was tried fits, and HintError where hints allow none.
+    and their neighbours. Raises InfeasibleError where no cut that was tried fits, and HintError
+    where hints allow none.
     """
     chain, forced = _chain(frame, allowed), _recomputed(frame)
     at = np.arange(len(allowed))

@@ -76,8 +76,8 @@ def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -
         return Chosen(fastest, memory, limited=False, floor=fastest.certificate.bound)
     floor = fastest.certificate.bound
     blocks = _candidates(annotated, pricer)
-    least_s = min((SecondRuns.of(annotated, pricer).least_s(block) for block in blocks), default=0.0)
-    bound = floor + least_s
+    second = SecondRuns.of(annotated, pricer)
+    bound = floor + min(map(second.least_s, blocks), default=0.0)
     best: Chosen | None = None
     failure: TooLittleMemoryError | None = None
     try:

@@ -12,7 +12,14 @@ from autoplan.solver import Problem, ProblemBuilder
 from autoplan.solver.branch import branch_and_bound
 from autoplan.solver.combine import combine
 from autoplan.solver.core import solve_core
-from autoplan.solver.lagrangian import Relaxed, allowance, least_excess, priced, relax
+from autoplan.solver.lagrangian import (
+    Relaxed,
+    allowance,
+    at_rising_prices,
+    least_excess,
+    priced,
+    relax,
+)
 from tests.solver.problems import Enumeration, brute_force, enumerate_choices, random_problem
 
 
@@ -214,3 +221,24 @@ def test_the_least_excess_of_one_limit_is_exact_without_pairs() -> None:
         bound, choices = least_excess(problem, far())
         assert choices == tuple(int(a.argmin()) for a in amounts.values())
         assert bound == pytest.approx(excesses(enumerate_choices(problem)).min(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seeds", [range(60), range(60, 120)], ids=str)
+def test_rising_prices_nearly_always_find_what_fits(seeds: range) -> None:
+    """Feasible or None, None where nothing fits; rarely None, and rarely dear, where something."""
+    fitting, ratios = 0, []
+    for seed in seeds:
+        problem = limited(seed)
+        best = brute_force(problem)
+        try:
+            found = at_rising_prices(problem, [0.0] * len(problem.limits), far())
+        except InfeasibleError:
+            assert best is None
+            continue
+        fitting += best is not None
+        if found is not None:
+            assert problem.is_feasible(found)
+            assert best is not None
+            ratios.append(problem.objective(found) / best if best else 1.0)
+    assert len(ratios) >= 0.9 * fitting > 10
+    assert float(np.mean(ratios)) < 1.02

@@ -1,0 +1,91 @@
+"""Stages that differ in names only are solved once, and none gets another's answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autoplan.recompute.known as known
+from autoplan.annotate import annotate
+from autoplan.capture import Captured, capture
+from autoplan.pipelining.pieces import pieces_of
+from autoplan.pipelining.splitting import split
+from autoplan.recompute.choose import solve_recomputing
+from autoplan.recompute.known import Known
+from autoplan.request import Request, make_request
+from autoplan.strategies import RULES
+
+
+class Deep(nn.Module):
+    """Equal layers, but for the width of the last."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, width), nn.GELU(), nn.Linear(width, 16)) for width in widths
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x.square().mean()
+
+
+def stages(widths: tuple[int, ...], stage_of: tuple[int, ...]) -> tuple[Captured, ...]:
+    captured = capture(Deep(widths), (torch.zeros(64, 16),))
+    pieces = pieces_of(captured)
+    assert len(pieces) == len(stage_of)
+    return split(captured, pieces, stage_of).stages
+
+
+@pytest.fixture
+def asked() -> Request:
+    return make_request(4, cluster="cpu", parallel={"tensor": {"size": 4, "mode": "free"}})
+
+
+class Counted:
+    """How often something was solved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        monkeypatch.setattr(known, "solve_recomputing", self)
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        return solve_recomputing(*given)
+
+
+@pytest.mark.parametrize("memory", [None, 60_000, 40_000])
+def test_equal_stages_are_solved_once(
+    memory: int | None, asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages 1 and 2 are alike; 0 has no gradient to send, 3 is wider and has the loss."""
+    counted, everything = Counted(monkeypatch), Known()
+    if memory is not None:
+        asked = replace(asked, memory_bytes=memory)
+    (choice,) = asked.meshes
+    cut = (0, 0, 1, 1, 2, 2, 3, 3)
+    for number, stage in enumerate(stages((32,) * 7 + (48,), cut)):
+        annotated = annotate(stage, choice.mesh, RULES)
+        pricer = asked.pricer(choice.mesh)
+        found = everything.solve(annotated, pricer, asked)
+        alone = solve_recomputing(annotated, pricer, asked)
+        assert found.solution.choices == alone.solution.choices
+        assert found.recomputed == alone.recomputed
+        assert found.memory == alone.memory
+        assert counted.calls == (1, 2, 2, 3)[number]
+
+
+def test_another_limit_is_another_problem(asked: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, everything = Counted(monkeypatch), Known()
+    (choice,) = asked.meshes
+    _, stage, _ = stages((32,) * 6, (0, 0, 1, 1, 2, 2))
+    annotated = annotate(stage, choice.mesh, RULES)
+    pricer = asked.pricer(choice.mesh)
+    for memory, calls in ((1 << 40, 1), (30_000, 2), (1 << 40, 2), (29_999, 3)):
+        everything.solve(annotated, pricer, replace(asked, memory_bytes=memory))
+        assert counted.calls == calls
