@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,17 @@ from autoplan.runtime.relay import Relay, Stored
 from autoplan.runtime.stage_step import StageStep
 from autoplan.verify import Check, MakeOptimizer, verify
 
+if TYPE_CHECKING:
+    from autoplan.trace.measured import Profile, Profiling
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What `train_step` returns: the mean loss of the microbatches; outputs where asked for."""
+    """What `train_step` returns: the mean loss of the microbatches; more where asked for."""
 
     loss: Tensor
     outputs: tuple[Any, ...] | None = None
+    profile: Profile | None = None
 
 
 class _Feed:
@@ -163,13 +168,16 @@ class ParallelModule(PipedModule):
         microbatches: int | None = None,
         outputs: bool = False,
         forward_only: bool = False,
+        profile: bool = False,
     ) -> StepResult:
         """Forward and backward over microbatches; gradients add to `.grad`.
 
         The loss is the mean over microbatches, as of one batch with a mean loss; parameters are
         boxed once for all of them. `outputs` also gathers every output, one tree per microbatch;
-        `forward_only` leaves the gradients alone. Raises InputError for a batch that does not
-        divide, or a model without a scalar loss among its outputs.
+        `forward_only` leaves the gradients alone. `profile` records when each rank does what, which
+        takes time and changes no value: `result.profile.save_trace(path)` shows it beside the
+        prediction. Raises InputError for a batch that does not divide, or a model without a scalar
+        loss among its outputs.
         """
         self._settle_for(args, kwargs, microbatches)
         count = self._request.setting.microbatches if microbatches is None else microbatches
@@ -189,6 +197,7 @@ class ParallelModule(PipedModule):
             example = pytree.tree_map(lambda leaf: twins.get(id(leaf), leaf), example)
         parts = self._cut(example, count)
         asked = f"train_step(microbatches={count}, {outputs=}, {forward_only=}){self._handling}"
+        asked += " with a profile" * profile
         entry = self._entry_for_call(parts[0], asked)
         if entry.loss is None:
             raise InputError(
@@ -198,7 +207,9 @@ class ParallelModule(PipedModule):
         relay = self._relay(entry)
         flat = [pytree.tree_leaves(part) for part in parts]
         feeds = {stage.number: _Feed(self, stage, flat, outputs) for stage in entry.here}
-        with torch.set_grad_enabled(not forward_only):
+        profiling = self._profiling(entry) if profile else None
+        recording = nullcontext() if profiling is None else profiling.recording()
+        with recording, torch.set_grad_enabled(not forward_only):
             stored, _ = relay.begin(self._stored(entry), ())
             steps = [
                 StageStep(
@@ -214,13 +225,22 @@ class ParallelModule(PipedModule):
                 for stage in entry.here
             ]
             del stored
+            if profiling is not None:
+                ranks = [stage.rank for stage in entry.stages]
+                profiling.recorder.watch_steps(steps, ranks.__getitem__)
             self._run(entry, steps, count)
             self._steps += count
             if not forward_only:
                 backward([relay.anchor, *(root for step in steps for root in step.roots())])
                 self._give_gradients(wanted)
         loss = self._mean_loss(entry, steps)
-        return StepResult(loss, self._trees(entry, feeds, relay, count) if outputs else None)
+        found = self._trees(entry, feeds, relay, count) if outputs else None
+        return StepResult(loss, found, None if profiling is None else profiling.profile())
+
+    def _profiling(self, entry: Entry) -> Profiling:
+        from autoplan.trace.measured import Profiling
+
+        return Profiling(entry.planned.plan, self._meshes, self._executors)
 
     def _run(self, entry: Entry, steps: Sequence[StageStep], count: int) -> None:
         """All microbatches, through one stage or as the schedule of a pipeline has it."""
@@ -270,6 +290,29 @@ class ParallelModule(PipedModule):
         if len(self._first.stages) == 1:
             return stages[0].programs[0].code
         return "\n\n".join(f"# stage {s.number}\n\n{s.programs[0].code}" for s in stages)
+
+    def save_program(
+        self,
+        folder: str | Path,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[Path, ...]:
+        """Write the emitted programs as Python files that run without the model, and the weights.
+
+        One readable file for every distinct program of a rank, which imports torch and autoplan's
+        runtime alone; `run.py`, which starts all of them, by itself or under torchrun; every rank's
+        shards. args, kwargs: a whole batch to be saved, too. Of the first form of arguments; every
+        rank calls it, `folder` is one that all see. Returns the paths of what was written.
+        """
+        from autoplan.program_text.save import save_module
+
+        return save_module(self, folder, args, kwargs)
+
+    def _repr_html_(self) -> str:
+        """The module in a notebook."""
+        from autoplan.notebook.html import plan_or_error
+
+        return plan_or_error(self)
 
     def report(self) -> str:
         """The plan as text."""

@@ -15,6 +15,8 @@ from autoplan.mesh import Mesh
 from autoplan.policies import Policy
 
 if TYPE_CHECKING:
+    from autoplan.notebook.figure import Figure
+    from autoplan.trace.measured import Profile
     from autoplan.why.frontier import Frontier
     from autoplan.why.origin import Origin
     from autoplan.why.sensitivity import Sensitivity
@@ -387,6 +389,65 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
             raise PlanFileError(
                 f"cannot write plan file {str(path)!r}: {error.strerror}."
             ) from error
+
+    def save_trace(self, path: str | Path, measured: Profile | None = None) -> None:
+        """Write the predicted step as a trace that ui.perfetto.dev and chrome://tracing open.
+
+        measured: what `train_step(..., profile=True)` recorded, shown beside it. Raises ConfigError
+        for a plan that was read from a file and not loaded on its model, PlanFileError where the
+        file cannot be written.
+        """
+        from autoplan.trace.perfetto import save_trace
+        from autoplan.trace.predicted import predicted
+
+        beside = [] if measured is None else [measured.group()]
+        save_trace(path, [predicted(self), *beside])
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the plan as one HTML file, to be opened without network; see `autoplan.html`.
+
+        A plan that knows its model is asked for alternatives, which takes some seconds; one that
+        was read from a file says what it cannot know. Raises PlanFileError where `path` cannot be
+        written.
+        """
+        from autoplan.html import write_html
+
+        write_html(self, path)
+
+    def save_program(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write the programs of all ranks as Python files that run without the model.
+
+        As `save_program` of the parallel module, without weights: give the model's state dict as
+        `weights.pt`. Raises ConfigError for a plan that was read from a file and not loaded on its
+        model.
+        """
+        from autoplan.program_text.save import save_program
+
+        return save_program(self, folder)
+
+    def _repr_html_(self) -> str:
+        """The plan in a notebook."""
+        from autoplan.notebook.html import plan_html
+
+        return plan_html(self)
+
+    def to_dataframe(self) -> Any:
+        """Every tensor, op and collective as a row of a pandas DataFrame; see `notebook.frame`.
+
+        Raises ConfigError where pandas is not installed.
+        """
+        from autoplan.notebook.frame import dataframe
+
+        return dataframe(self)
+
+    def figure(self) -> Figure:
+        """Memory and timeline of a predicted step, which a notebook shows; `.save(path)`: as SVG.
+
+        Raises ConfigError for a plan that was read from a file and not loaded on its model.
+        """
+        from autoplan.notebook.figure import figure
+
+        return figure(self)
 
     def diff(self, other: Plan) -> str:
         """What `other` does differently: what was asked, decisions by path, time, memory, traffic.

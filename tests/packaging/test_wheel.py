@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+_SUFFIXES = (".py", ".toml", ".js", ".css", ".html", ".md", ".LICENSE")
 
 pytest.importorskip("setuptools.build_meta", reason="the build backend is not installed")
 
@@ -23,7 +24,7 @@ def package_files(root: Path) -> set[str]:
         (Path(folder) / name).relative_to(root).as_posix()
         for folder, _, names in os.walk(root / "autoplan", followlinks=True)
         for name in names
-        if name.endswith((".py", ".toml")) or name == "py.typed"
+        if name.endswith(_SUFFIXES) or name == "py.typed"
     }
 
 

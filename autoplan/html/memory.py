@@ -1,0 +1,135 @@
+"""Memory of the report: every pipeline rank's peak by kind, and what is alive over a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoplan.html.wiring import Asked
+from autoplan.memory.stage_memory import KINDS, stage_memory
+from autoplan.pipelining.joined import schedule_of
+from autoplan.pipelining.rank_memory import rank_memory
+from autoplan.plan import Memory, Plan
+
+WORDS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "gathered": "gathered parameters",
+    "activations": "activations",
+    "inputs": "arguments and buffers",
+    "temporaries": "temporaries",
+}
+_MOST_POINTS = 320
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The peak of some ranks, by kind."""
+
+    name: str
+    memory: Memory
+
+    @property
+    def amounts(self) -> list[int]:
+        """In the order of `WORDS`."""
+        return [getattr(self.memory, kind) for kind in WORDS]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Bytes alive over a step: `amounts` [points][kinds], `moments` in words, `phases` by start."""
+
+    name: str
+    amounts: list[list[int]]
+    moments: list[str]
+    phases: list[tuple[str, int]]
+
+
+def bars_of(plan: Plan, asked: Sequence[Asked]) -> tuple[list[Bar], str]:
+    """A bar for every pipeline rank, or one for all ranks; and what has to be known of them."""
+    pipeline = plan.pipeline
+    if pipeline is None:
+        devices = plan.mesh.num_devices
+        name = "the device" if devices == 1 else f"every rank (0–{devices - 1})"
+        return [Bar(name, plan.memory)], ""
+    exact = _ranks(plan, asked)
+    if exact is not None:
+        return exact, ""
+    bars = [
+        Bar(f"stage {number}, ranks {_range(row.ranks)}", stage.memory)
+        for number, (row, stage) in enumerate(zip(pipeline.stages, plan.stages, strict=True))
+    ]
+    return bars, (
+        "By stage, as each was planned by itself: the plan was read from a file, so what a rank "
+        "holds of several stages together is known as a sum alone, in the table of stages."
+    )
+
+
+def _range(ranks: Sequence[int]) -> str:
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+
+
+def _ranks(plan: Plan, asked: Sequence[Asked]) -> list[Bar] | None:
+    """The peaks of pipeline ranks, from the schedule's events; None without the model."""
+    pipeline, origin = plan.pipeline, plan._origin
+    if pipeline is None or origin is None or not asked:
+        return None
+    given = sum(each.meta.num_bytes for each in origin.captured.inputs_of("input"))
+    orders = schedule_of(pipeline).orders(pipeline.size, plan.microbatches, not plan.training)
+    held = [
+        stage_memory(
+            each.question.annotated,
+            each.given.choices,
+            each.question.pricer,
+            each.question.recomputed,
+        )
+        for each in asked
+    ]
+    bars = []
+    for rank, order in enumerate(orders):
+        mine = {n: held[n] for n, row in enumerate(pipeline.stages) if row.rank == rank}
+        ranks = next(row.ranks for row in pipeline.stages if row.rank == rank)
+        memory = rank_memory(order, mine, float(given * plan.microbatches), plan.training)
+        stages = f"stage{'s' * (len(mine) > 1)} {', '.join(map(str, mine))}"
+        bars.append(Bar(f"ranks {_range(ranks)}: {stages}", memory))
+    return bars
+
+
+def courses_of(plan: Plan, asked: Sequence[Asked]) -> list[Course]:
+    """The bytes of every stage over a step; without the model none."""
+    names = [f"stage {each.number}" for each in asked] if plan.stages else ["a step"]
+    return [_course(name, each) for name, each in zip(names, asked, strict=False)]
+
+
+def _course(name: str, asked: Asked) -> Course:
+    """What is alive at every moment; of many moments the fullest of each group."""
+    timeline, choices = asked.question.timeline, asked.given.choices
+    change = np.zeros((timeline.num_moments + 1, len(KINDS)))
+    for term in timeline.terms:
+        value = timeline.value(term, choices)
+        change[term.first, KINDS.index(term.kind)] += value
+        change[term.last + 1, KINDS.index(term.kind)] -= value
+    alive = np.cumsum(change, axis=0)[:-1]
+    for kind, size in timeline.constants:
+        alive[:, KINDS.index(kind)] += size
+    order = [KINDS.index(kind) for kind in WORDS]
+    groups = np.array_split(np.arange(len(alive)), min(_MOST_POINTS, len(alive)))
+    fullest = [int(group[alive[group].sum(axis=1).argmax()]) for group in groups]
+    turn = len(timeline.annotated.sites)
+    last = timeline.rounds * timeline.schedule.last
+    phases = [("gather", 0), ("forward", 1)]
+    if asked.question.request.setting.training:
+        phases += [("backward", turn + 1), ("reduce, optimizer", last + 1)]
+    return Course(
+        name,
+        [[round(alive[at, kind]) for kind in order] for at in fullest],
+        [timeline.name(at) for at in fullest],
+        [(word, _first(fullest, at)) for word, at in phases if at < len(alive)],
+    )
+
+
+def _first(points: Sequence[int], moment: int) -> int:
+    return next((n for n, at in enumerate(points) if at >= moment), len(points) - 1)

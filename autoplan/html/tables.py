@@ -1,0 +1,225 @@
+"""Tables: collectives, parameters, stages, certificate and hints of a report."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from autoplan.html.markup import Cell, bullets, paragraphs, section, table
+from autoplan.html.words import layout_words
+from autoplan.plan import Collective, Plan, TensorRow
+from autoplan.policies import POLICY_TEXTS
+from autoplan.report_pipeline import (
+    located_collectives,
+    located_tensors,
+    numbers,
+    proven_of_pipeline,
+)
+from autoplan.units import seconds, size
+
+
+def template(path: str) -> str:
+    """A path with its block numbers taken out."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
+
+
+def collectives(plan: Plan) -> str:
+    """All collectives of a step, those of repeated blocks together."""
+    groups: dict[tuple[str, ...], list[tuple[Collective, int]]] = {}
+    for row, stage in located_collectives(plan):
+        key = (row.phase, row.direction, row.kind, row.axis, str(row.bytes), template(row.path))
+        groups.setdefault(key, []).append((row, stage))
+    rows = []
+    for (phase, direction, kind, axis, _, where), members in groups.items():
+        first = members[0][0]
+        count = sum(row.count for row, _ in members)
+        time_s = sum(row.time_s for row, _ in members)
+        path = where if len(members) > 1 else first.path
+        cells: list[Cell | str] = [
+            kind, axis, phase, direction, Cell(size(first.bytes), first.bytes),
+            Cell(str(count), count), Cell(seconds(time_s), time_s),
+            Cell(path or "the model", code=True),
+        ]  # fmt: skip
+        if plan.pipeline is not None:
+            cells.append(numbers([stage for _, stage in members]))
+        rows.append((time_s, cells))
+    rows.sort(key=lambda row: -row[0])
+    head = ["kind", "axis", "phase", "direction", "bytes of one", "count", "time of all", "where"]
+    head += ["stages"] if plan.pipeline is not None else []
+    step = [row for row in plan.collectives if row.phase != "outputs"]
+    outputs = ", outputs only where a call returns more than the loss"
+    outputs = outputs if len(step) < len(plan.collectives) else ""
+    told = (
+        f"{sum(row.count for row in step)} collectives a step, "
+        f"{size(sum(row.bytes * row.count for row in step))}, "
+        f"{seconds(sum(row.time_s for row in step))}"
+        f"{', all stages together' if plan.pipeline else ''}. "
+        f"Phase prologue is once a step, body once a microbatch{outputs}."
+    )
+    return section(
+        "collectives", "Collectives", paragraphs([told]),
+        table("Collectives of a step", head, (cells for _, cells in rows),
+              identifier="collectives-table", numeric=(4, 5, 6), sortable=True),
+    )  # fmt: skip
+
+
+def parameters(plan: Plan) -> str:
+    """Parameters and arguments: how each is stored and read, those of repeated blocks together."""
+    groups: dict[tuple[object, ...], list[tuple[TensorRow, int]]] = {}
+    for row, stage in located_tensors(plan):
+        if row.kind in ("parameter", "input", "buffer"):
+            key = (template(row.path), row.kind, row.shape, row.layout, row.use, row.policy)
+            groups.setdefault(key, []).append((row, stage))
+    rows = []
+    for members in groups.values():
+        row, stage = members[0]
+        times = len({each.path for each, _ in members})
+        axes = plan.stages[stage].axes if plan.stages else plan.axes
+        words = layout_words(row.layout, axes)
+        read = ""
+        if row.use and row.use != row.layout and row.use.replace("B/P", "B") != row.layout:
+            read = layout_words(row.use, axes) + POLICY_TEXTS[row.policy]
+        cells: list[Cell | str] = [
+            Cell(template(row.path) if times > 1 else row.path, code=True), row.kind,
+            f"{row.dtype} {list(row.shape)}", str(list(row.local_shape)), words,
+            read or "as stored",
+            Cell(str(times), times),
+        ]  # fmt: skip
+        rows.append(cells)
+    head = (
+        "path",
+        "kind",
+        "whole shape",
+        "on a rank, at most",
+        "stored",
+        "read by a step",
+        "times",
+    )
+    return section(
+        "parameters", "Parameters and arguments",
+        "<p>What lies where between steps, and how a step reads it. A star is any block.</p>",
+        table("Parameters and arguments", head, rows,
+              identifier="parameters-table", numeric=(6,), sortable=True),
+    )  # fmt: skip
+
+
+def stages(plan: Plan) -> str:
+    """The stages of a pipeline, its schedule, and the cut that the solver takes by itself."""
+    pipeline = plan.pipeline
+    if pipeline is None:
+        return ""
+    rows = []
+    for number, (row, stage) in enumerate(zip(pipeline.stages, plan.stages, strict=True)):
+        rows.append((
+            Cell(str(number), number), numbers(row.ranks), str(stage.mesh),
+            Cell(seconds(row.forward_s), row.forward_s),
+            Cell(seconds(row.backward_s), row.backward_s),
+            Cell(seconds(row.forward_transfer_s + row.backward_transfer_s),
+                 row.forward_transfer_s + row.backward_transfer_s),
+            Cell(seconds(row.once_s), row.once_s), Cell(str(row.in_flight), row.in_flight),
+            Cell(size(row.peak_memory_bytes), row.peak_memory_bytes),
+            Cell(size(row.rank_peak_memory_bytes), row.rank_peak_memory_bytes),
+        ))  # fmt: skip
+    head = ("stage", "ranks", "mesh", "forward", "backward", "sending", "once a step", "in flight",
+            "peak, alone", "peak of its ranks")  # fmt: skip
+    count = plan.microbatches
+    own = "The cut is the solver's own."
+    if pipeline.automatic != pipeline.actual:
+        moved = sum(a != b for a, b in zip(pipeline.actual, pipeline.automatic, strict=True))
+        own = f"By itself the solver puts {moved} of {len(pipeline.pieces)} parts elsewhere."
+    return section(
+        "pipeline", "Pipeline",
+        paragraphs([
+            f"Schedule {pipeline.schedule}: {len(plan.stages)} stages on {pipeline.size} groups of "
+            f"ranks, {count} microbatch{'es' * (count > 1)}. Ranks wait {pipeline.bubble:.1%} of "
+            f"their time; the slowest is {pipeline.imbalance:.1%} over the mean. {own}"
+        ]),
+        '<div class="chart" id="gantt"></div>',
+        table("Stages: times of a microbatch, once a step, and memory", head, rows,
+              numeric=(0, 3, 4, 5, 6, 7, 8, 9)),
+    )  # fmt: skip
+
+
+def certificate(plan: Plan) -> str:
+    """What is proven."""
+    proof = plan.certificate
+    rows: list[tuple[Cell | str, ...]] = [
+        ("status", proof.status),
+        ("step time found", seconds(proof.objective)),
+        ("lower bound", seconds(proof.bound) if proof.bound else "none was computed"),
+        ("gap", f"{proof.gap:.3%}" if proof.bound or not proof.gap else "unknown"),
+        ("decisions", f"{proof.num_variables}, {proof.num_classes} with repeated blocks alike"),
+        ("binaries in the ILP", str(proof.num_binaries)),
+    ]
+    if proof.folding:
+        lost = seconds(proof.folding_s) if proof.folding_s else "nothing"
+        rows.append(("holding repeated blocks alike costs", lost))
+    if proof.seconds:
+        rows.append(("solved in", seconds(proof.seconds)))
+    meaning = (
+        "The bound is a time that no plan of the search goes below, under this cost model; the gap "
+        "is how far the plan may be above the best."
+    )
+    return section(
+        "certificate", "Certificate", paragraphs([meaning]),
+        table("What is proven of this plan", ("figure", "value"), rows),
+        bullets([line.strip() for line in proven_of_pipeline(plan)]), _shapes(plan),
+    )  # fmt: skip
+
+
+def _shapes(plan: Plan) -> str:
+    if not plan.shapes:
+        return ""
+    rows: list[tuple[Cell | str, ...]] = [
+        (
+            row.shape,
+            *(
+                Cell(seconds(value) if value else "", value)
+                for value in (row.at_least_s, row.about_s, row.step_time_s)
+            ),
+            row.status,
+        )
+        for row in plan.shapes
+    ]
+    head = ("shape", "at least", "estimate", "step time", "")
+    title = f"Search: the best of {plan.num_shapes} shapes"
+    return table(title, head, rows, numeric=(1, 2, 3))
+
+
+def hints(plan: Plan) -> str:
+    """What the plan was asked for, and what each costs."""
+    rows: list[tuple[Cell | str, ...]] = []
+    for pin in plan.pins:
+        if pin.time_s is None or pin.memory_bytes is None:
+            rows.append((Cell(pin.hint, code=True), "–", "–", pin.note))
+        else:
+            rows.append((
+                Cell(pin.hint, code=True),
+                Cell(_signed(pin.time_s, seconds(abs(pin.time_s))), pin.time_s),
+                Cell(_signed(pin.memory_bytes, size(abs(pin.memory_bytes))), pin.memory_bytes),
+                pin.note,
+            ))  # fmt: skip
+    known = {pin.hint for pin in plan.pins}
+    rows += [(Cell(h, code=True), "–", "–", "not priced") for h in plan.hints if h not in known]
+    if rows:
+        head = ("hint", "saved a step without it", "memory saved without it", "")
+        said = table("Hints, and what a plan without each alone saves", head, rows, numeric=(1, 2))
+    else:
+        said = "<p>No hints were given: the planner was free in all it chose.</p>"
+    notes = f"<h3>Notes</h3>{bullets(plan.notes)}" if plan.notes else ""
+    return section("hints", "Hints", said, notes)
+
+
+def _signed(value: float, text: str) -> str:
+    return f"−{text}" if value < 0 else text
+
+
+def memory(data: dict[str, Any]) -> str:
+    """The peaks of the chart as numbers."""
+    kinds = data["kinds"]
+    rows = [
+        (name, *(Cell(size(value), value) for value in (*amounts, sum(amounts))), moment)
+        for name, amounts, moment in data["bars"]
+    ]
+    head = ("where", *kinds, "together", "reached in")
+    return table("Bytes alive at the peak", head, rows, numeric=range(1, len(kinds) + 2))

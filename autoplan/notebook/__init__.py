@@ -1,0 +1,1 @@
+"""Plans in notebooks: HTML without script, rows for pandas, and figures as SVG."""

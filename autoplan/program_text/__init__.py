@@ -1,0 +1,1 @@
+"""Emitted programs as Python files: one for every distinct program of a rank, readable and run."""
