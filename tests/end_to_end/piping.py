@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import autoplan
 from autoplan.runtime.reference import run_reference
+from tests.end_to_end.known_captures import captured_once
 from tests.models import Example, gpt2, ideal_cluster
 
 STEPS = 3
@@ -173,6 +174,11 @@ def _state(state: Any) -> dict[str, Tensor]:
 def train(case: Case) -> Outcome:
     """The case on this rank, or simulated, against one device."""
     torch.set_num_threads(1)
+    with captured_once(case.model):
+        return _train(case)
+
+
+def _train(case: Case) -> Outcome:
     args, kwargs = example_of(case.model)
     devices = _devices(case)
     module = autoplan.parallelize(

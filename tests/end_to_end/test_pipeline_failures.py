@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +17,7 @@ import torch.distributed as dist
 import autoplan
 from autoplan.runtime.stage_step import StageStep
 from tests.capabilities.pipeline_ranks import batch, blocks, piped
-from tests.runtime.launch import run_ranks
+from tests.runtime.launch import run_ranks, start_process
 
 TIMEOUT_S = 30.0
 """Long enough for the planner on a busy machine, on which the others wait, too."""
@@ -71,13 +70,10 @@ def train(rank: int, folder: str, moment: str) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_rank_that_dies_stops_the_others_in_time(tmp_path: Path, moment: str) -> None:
-    context = get_context("spawn")
-    processes = [
-        context.Process(target=train, args=(rank, str(tmp_path), moment)) for rank in range(4)
-    ]
+    processes = []
     try:
-        for process in processes:
-            process.start()
+        for rank in range(4):
+            processes.append(start_process(rank, train, rank, str(tmp_path), moment))
         deadline = time.monotonic() + 150.0
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))

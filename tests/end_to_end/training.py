@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 import autoplan
 from autoplan.runtime.reference import run_reference
 from tests.end_to_end.arbitrary import any_choice
+from tests.end_to_end.known_captures import captured_once
 from tests.models import MODELS, Example, ideal_cluster, loss_of
 
 STEPS = 3
@@ -185,6 +186,11 @@ def watched(module: autoplan.ParallelModule) -> Iterator[Traffic]:
 
 def train(rank: int, ranks: int, case: Case) -> Outcome:
     """Three steps of one case; collective over all ranks."""
+    with captured_once((case.model, *case.config.items())):
+        return _train(rank, ranks, case)
+
+
+def _train(rank: int, ranks: int, case: Case) -> Outcome:
     truth = one_device(case.model, tuple(case.config.items()), case.rows, case.optimizer)
     model = build(case, seed=rank)  # every rank its own weights: those of rank 0 must win
     example = batch_of(case)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def plan_called(name: str) -> Plan:
     return tied_plan() if name == TIED else plan_of(name)
 
 
+@cache
 def text_of(name: str) -> str:
     return write_plan(plan_called(name))
 

@@ -1,19 +1,29 @@
-"""Run a function on real processes, one per rank, over gloo."""
+"""Run a function on real processes, one per rank, over gloo.
+
+Ranks are forked from servers that have imported torch, autoplan and transformers and done nothing
+else: each is as fresh as a new interpreter, without the seconds that its imports take. There are
+two servers, so that ranks differ in the hashes of texts, which order sets, and in addresses.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
+import random
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from multiprocessing import get_context
+from functools import cache
+from multiprocessing import Pipe, forkserver, get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ForkServer  # python >= 3.4; undocumented
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -23,6 +33,43 @@ class RankError(RuntimeError):
     """A rank raised, died or hung; the message holds each rank's traceback, the first one first."""
 
 
+@cache
+def _servers() -> tuple[ForkServer, ForkServer]:
+    """Both import while the first process is waited for; they end with this one."""
+    servers = ForkServer(), ForkServer()
+    for server in servers:
+        server.set_forkserver_preload(["tests.runtime.preload"])  # passed over if not found
+        server.ensure_running()
+    return servers
+
+
+def start_process(rank: int, target: Callable[..., None], *args: Any) -> BaseProcess:
+    """A new process on one thread that calls `target(*args)`, an importable function.
+
+    Two ranks whose numbers differ in one bit come from two servers.
+    """
+    server = _servers()[rank.bit_count() % 2]
+    process = get_context("forkserver").Process(
+        target=_start_afresh,
+        args=(dict(os.environ), target, *args),
+        name=f"rank {rank}",
+        daemon=True,
+    )
+    with patch.object(forkserver, "connect_to_new_process", server.connect_to_new_process):
+        process.start()
+    return process
+
+
+def _start_afresh(environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    """With the environment of this moment and random numbers of its own, as a new interpreter."""
+    os.environ.clear()
+    os.environ.update(environment)
+    random.seed()
+    torch.seed()
+    torch.set_num_threads(1)
+    target(*args)
+
+
 def run_ranks(
     fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0
 ) -> list[Any]:
@@ -30,28 +77,22 @@ def run_ranks(
 
     `fn` must be a function at the top of an importable module; keep that module light, every rank
     imports it. Arguments and results travel by pickle. Raises RankError, with all processes
-    killed, as soon as one rank fails or `timeout_s` have passed. A collective gives up after 60 s.
+    killed, as soon as one rank fails or `timeout_s` have passed since the last one started. A
+    collective gives up after 60 s.
     """
-    context = get_context("spawn")
     call = pickle.dumps((fn, args))
-    deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory(prefix="run_ranks_") as folder:
         init_method = f"file://{Path(folder) / 'rendezvous'}"
         processes, pipes = [], []
         try:
             for rank in range(world_size):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_run_rank,
-                    args=(rank, world_size, init_method, theirs),
-                    name=f"rank {rank}",
-                    daemon=True,
-                )
-                process.start()
+                ours, theirs = Pipe()
+                process = start_process(rank, _run_rank, rank, world_size, init_method, theirs)
                 theirs.close()
                 ours.send_bytes(call)
                 processes.append(process)
                 pipes.append(ours)
+            deadline = time.monotonic() + timeout_s
             results = _collect(pipes, deadline)
             for pipe, process in zip(pipes, processes, strict=True):
                 pipe.send_bytes(b"done")
@@ -91,7 +132,6 @@ def _collect(pipes: list[Connection], deadline: float) -> list[Any]:
 
 
 def _run_rank(rank: int, world_size: int, init_method: str, pipe: Connection) -> None:
-    torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:

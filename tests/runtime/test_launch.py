@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +38,40 @@ def one_hangs(rank: int) -> int:
     return rank
 
 
+def leaves_something(rank: int) -> None:
+    os.environ["LEFT_BY_A_RANK"] = "here"
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(3)
+    dist.left_by_a_rank = True  # type: ignore[attr-defined]
+
+
+def finds(rank: int) -> tuple[Any, ...]:
+    left = os.environ.get("LEFT_BY_A_RANK"), getattr(dist, "left_by_a_rank", None)
+    return (*left, torch.get_default_dtype(), os.environ["SET_BY_A_TEST"])
+
+
+def draws(rank: int) -> tuple[int, float, float]:
+    return hash("a text"), random.random(), float(torch.rand((), dtype=torch.float64))
+
+
 def test_every_rank_returns_its_result() -> None:
     assert run_ranks(summed, 2, 10) == [(rank, 2, 21.0, 1) for rank in range(2)]
+
+
+def test_every_job_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ranks(leaves_something, 2)
+    monkeypatch.setenv("SET_BY_A_TEST", "now")
+    assert run_ranks(finds, 2) == [(None, None, torch.float32, "now")] * 2
+
+
+def test_ranks_differ_in_what_processes_differ_in() -> None:
+    """Or else an order of a set, alike everywhere by chance, would go unnoticed."""
+    hashes, *numbers = zip(*run_ranks(draws, 4), strict=True)
+    assert [len(set(each)) for each in numbers] == [4, 4]
+    if os.environ.get("PYTHONHASHSEED", "random") == "random":
+        for rank in range(4):
+            assert hashes[rank] != hashes[rank ^ 1]
+            assert hashes[rank] != hashes[rank ^ 2]
 
 
 def test_the_traceback_of_the_rank_that_raised_comes_first() -> None:

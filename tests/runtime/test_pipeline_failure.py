@@ -6,13 +6,14 @@ import os
 import signal
 import time
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+
+from tests.runtime.launch import start_process
 
 TIMEOUT_S = 8.0
 CULPRIT = 2
@@ -54,14 +55,11 @@ def train(rank: int, folder: str, schedule: str, how: str) -> None:
     [("1f1b", "killed"), ("dualpipev", "raises"), ("interleaved-1f1b", "hangs")],
 )
 def test_nobody_waits_for_ever(tmp_path: Path, schedule: str, how: str) -> None:
-    # Not one import of torch a process, but one for all.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.runtime.pipeline_steps", "autoplan.runtime.torch_stage"])
     args = (str(tmp_path), schedule, how)
-    processes = [context.Process(target=train, args=(rank, *args)) for rank in range(4)]
+    processes = []
     try:
-        for process in processes:
-            process.start()
+        for rank in range(4):
+            processes.append(start_process(rank, train, rank, *args))
         others = [process for rank, process in enumerate(processes) if rank != CULPRIT]
         deadline = time.monotonic() + 60.0
         for process in others:

@@ -1,0 +1,55 @@
+"""Captures that are made once in a process, for tests of what is done with them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
+
+from autoplan.capture import Captured, capture
+
+_known: dict[Any, Captured] = {}
+
+
+@contextmanager
+def captured_once(name: Hashable) -> Iterator[None]:
+    """Inside, a model captured again with arguments of the same form is the first capture.
+
+    Capture reads a structure without weights and leaves a value that no pass changes. `name` says
+    what the model is built from: two models of one name must differ in their weights alone.
+    """
+
+    def known(
+        model: nn.Module,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        training: bool = True,
+    ) -> Captured:
+        leaves, spec = pytree.tree_flatten((args, dict(kwargs or {})))
+        state = (*model.named_parameters(), *model.named_buffers())
+        key = (
+            name,
+            training,
+            torch.is_grad_enabled(),
+            tuple(each.training for each in model.modules()),
+            tuple((path, _form(tensor)) for path, tensor in state),
+            spec,
+            tuple(map(_form, leaves)),
+        )
+        if key not in _known:
+            _known[key] = capture(model, args, kwargs, training)
+        return _known[key]
+
+    with patch("autoplan.planned.capture", known), patch("autoplan.planning.capture", known):
+        yield
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device.type, leaf.requires_grad
+    return type(leaf), leaf
