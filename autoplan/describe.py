@@ -72,6 +72,7 @@ def describe_plan(
     certificate = solution.certificate
     folded = certificate.folding
     unmet = unmet_preferences(annotated, solution.choices)
+    second = SecondRuns.of(annotated, pricer)
     plan = Plan(
         format=FORMAT,
         model=model,
@@ -98,7 +99,7 @@ def describe_plan(
         devices_per_node=request.cluster.devices_per_node,
         step_time_s=found.step_time_s,
         recomputed=tuple(block.name for block in found.recomputed),
-        recomputation_s=SecondRuns.of(annotated, pricer).seconds(found.recomputed, solution.choices),
+        recomputation_s=second.seconds(found.recomputed, solution.choices),
         certificate=Certificate(
             objective=certificate.objective,
             bound=certificate.bound,

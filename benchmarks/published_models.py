@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from benchmarks.published_runs import Run
+from benchmarks.published_runs import KEY_VALUE_HEADS, Run
 
 
 class Mixed(nn.Module):
@@ -46,13 +46,27 @@ def batch_of(run: Run) -> dict[str, Tensor]:
     return {**{name: ids.clone() for name in names}, "next_sentence_label": one}
 
 
+def replicated(run: Run) -> dict[str, str]:
+    """Hints on what runs alike on every tensor-parallel rank: norms, dropout and residual sums.
+
+    So Megatron-LM's tensor parallelism has it (Shoeybi et al. 2019, section 3), before Korthikanti
+    et al. 2022 split it along the sequence.
+    """
+    if run.tensor == 1 or run.sequence_parallel:
+        return {}
+    blocks = _BLOCKS[run.model]
+    digits = range(1, len(str(run.layers - 1)) + 1)
+    sums = [blocks.replace("#", "[0-9]" * count) for count in digits]
+    return dict.fromkeys((*_REPLICATED[run.model], *sums), "op: tensor=B")
+
+
 def _bert(run: Run) -> nn.Module:
     """Masked words and the next sentence, with dropout as it is by default."""
     config = transformers.BertConfig(
         hidden_size=run.hidden,
         num_attention_heads=run.heads,
         num_hidden_layers=run.layers,
-        intermediate_size=4 * run.hidden,
+        intermediate_size=run.width,
         vocab_size=run.vocabulary,
         max_position_embeddings=run.sequence,
         **_attention(run),
@@ -78,13 +92,13 @@ def _gpt(run: Run) -> nn.Module:
 
 
 def _llama(run: Run) -> nn.Module:
-    """Llama 3.1 8B: 8 groups of keys and values, a feed-forward width of 3.5 x hidden."""
+    """Llama 3: 8 groups of keys and values."""
     config = transformers.LlamaConfig(
         hidden_size=run.hidden,
-        intermediate_size=7 * run.hidden // 2,
+        intermediate_size=run.width,
         num_hidden_layers=run.layers,
         num_attention_heads=run.heads,
-        num_key_value_heads=8,
+        num_key_value_heads=KEY_VALUE_HEADS,
         vocab_size=run.vocabulary,
         max_position_embeddings=run.sequence,
         use_cache=False,
@@ -99,3 +113,11 @@ def _attention(run: Run) -> dict[str, Any]:
 
 
 _BUILDERS: dict[str, Any] = {"BERT": _bert, "GPT": _gpt, "Llama": _llama}
+
+_REPLICATED: dict[str, tuple[str, ...]] = {
+    "BERT": ("*.LayerNorm", "*.output.dropout"),
+    "GPT": ("*.ln_?", "*.resid_dropout", "*.mlp.dropout"),
+    "Llama": ("*layernorm",),
+}
+_BLOCKS = {"BERT": "*.layer.#*.output", "GPT": "*.h.#", "Llama": "*.layers.#"}
+"""The modules whose own ops are the residual sums; # is the number of a block."""

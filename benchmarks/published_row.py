@@ -13,7 +13,7 @@ from typing import Any
 import autoplan
 from autoplan.cost_models import load_profile
 from autoplan.plan import Plan
-from benchmarks.published_models import batch_of, build
+from benchmarks.published_models import batch_of, build, replicated
 from benchmarks.published_runs import Run, read_runs
 
 UNLIMITED = "100 TB"
@@ -30,33 +30,39 @@ _FREE: dict[str, Any] = {"microbatches": "auto"}
 def parallel_of(run: Run) -> dict[str, Any]:
     """The published setting: what each axis is for, and how it works."""
     mode = "zero3" if run.sharded and run.pipeline > 1 else "fsdp" if run.sharded else "ddp"
+    pipeline: dict[str, Any] = {"size": run.pipeline, "schedule": "1f1b"}
+    if run.chunks > 1:
+        pipeline |= {"schedule": "interleaved-1f1b", "chunks": run.chunks}
     return {
         "data": {"size": run.data, "mode": mode},
-        "tensor": {"size": run.tensor, "mode": "1d", "sequence_parallel": False},
-        "pipeline": {"size": run.pipeline, "schedule": "1f1b"} if run.pipeline > 1 else 1,
+        "tensor": {"size": run.tensor, "mode": "1d", "sequence_parallel": run.sequence_parallel},
+        "pipeline": pipeline if run.pipeline > 1 else 1,
     }
 
 
 def price(run: Run, time_limit_s: float) -> dict[str, Any]:
     """The published setting; of several numbers of microbatches the fastest that fits."""
-    found = []
-    for count in run.microbatch_counts:
-        plan = autoplan.plan(
-            build(run),
-            (),
-            batch_of(run),
-            devices=run.devices,
-            cluster=run.source.cluster,
-            parallel=parallel_of(run),
-            microbatches=count,
-            recompute="auto" if run.recompute == "selective" else run.recompute,
-            memory=None if run.recompute == "selective" else UNLIMITED,
-            time_limit_s=time_limit_s,
-        )
-        found.append(plan)
+    found = [setting_of(run, count, time_limit_s) for count in run.microbatch_counts]
     limit = _memory_bytes(run)
     fitting = [plan for plan in found if plan.peak_memory_bytes <= limit] or found
     return _figures(run, min(fitting, key=lambda plan: plan.step_time_s))
+
+
+def setting_of(run: Run, microbatches: int, time_limit_s: float) -> Plan:
+    """The plan of the published setting with so many microbatches."""
+    return autoplan.plan(
+        build(run),
+        (),
+        batch_of(run),
+        devices=run.devices,
+        cluster=run.source.cluster,
+        parallel=parallel_of(run),
+        microbatches=microbatches,
+        hints=replicated(run),
+        recompute="auto" if run.recompute == "selective" else run.recompute,
+        memory=None if run.recompute == "selective" else UNLIMITED,
+        time_limit_s=time_limit_s,
+    )
 
 
 def search(run: Run, time_limit_s: float) -> dict[str, Any]:
@@ -88,6 +94,7 @@ def _figures(run: Run, plan: Plan) -> dict[str, Any]:
         "departures": list(plan.departures),
         "recomputed": len(plan.recomputed),
         "gap": plan.certificate.gap,
+        "shapes": plan.num_shapes,
     }
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+KEY_VALUE_HEADS = 8
+"""Of every Llama 3 (Grattafiori et al. 2024, table 3)."""
 _FOLDER = Path(__file__).parent
 
 
@@ -37,6 +39,8 @@ class Run:
     """One run: a model, its setting, and the throughput in the source's own unit.
 
     batch: sequences a step; microbatch: of one data rank, None where the source has none.
+    feed_forward: its width, None for 4 x hidden, and 3.5 x hidden in a Llama. chunks: stages on
+    each pipeline rank. quick: run without being asked for.
     """
 
     name: str
@@ -54,6 +58,10 @@ class Run:
     recompute: Literal["all", "none", "selective"]
     microbatch: int | None = None
     sharded: bool = False
+    sequence_parallel: bool = False
+    chunks: int = 1
+    feed_forward: int | None = None
+    quick: bool = False
     samples_per_s: float | None = None
     megatron_samples_per_s: float | None = None
     tflops_per_gpu: float | None = None
@@ -63,6 +71,20 @@ class Run:
     @property
     def devices(self) -> int:
         return self.data * self.tensor * self.pipeline
+
+    @property
+    def setting(self) -> str:
+        """How its source says that it ran: data x tensor x pipeline, and what goes with it."""
+        text = f"{self.data}x{self.tensor}x{self.pipeline}"
+        text += " sharded" if self.sharded else ""
+        text += f", {self.chunks} chunks" if self.chunks > 1 else ""
+        return text + {"all": ", ac", "none": "", "selective": ", some ac"}[self.recompute]
+
+    @property
+    def width(self) -> int:
+        """Of the feed-forward part."""
+        usual = 7 * self.hidden // 2 if self.model == "Llama" else 4 * self.hidden
+        return self.feed_forward or usual
 
     @property
     def measured_samples_per_s(self) -> float:
@@ -76,11 +98,16 @@ class Run:
 
     @property
     def flops(self) -> float:
-        """Of a step, recomputation counted: 96 B s l h^2 (1 + s / 6h + V / 16 l h).
+        """Of a step, as the source counts them.
 
-        Narayanan et al. 2021, section 5.1; of a GPT.
+        Of a GPT with recomputation, 96 B s l h^2 (1 + s / 6h + V / 16 l h): Narayanan et al. 2021,
+        section 5.1. Of a Llama without, B s (6 N + 12 l h s): Chowdhery et al. 2022, appendix B.
         """
         s, l, h, v = self.sequence, self.layers, self.hidden, self.vocabulary  # noqa: E741
+        if self.model == "Llama":
+            shared = KEY_VALUE_HEADS / self.heads
+            parameters = l * (h * h * (2 + 2 * shared) + 3 * h * self.width) + 2 * v * h
+            return self.batch * s * (6.0 * parameters + 12.0 * l * h * s)
         return 96.0 * self.batch * s * l * h * h * (1 + s / (6 * h) + v / (16 * l * h))
 
     def in_own_unit(self, samples_per_s: float) -> float:

@@ -60,9 +60,11 @@ class AxisLink:
     """What the collectives of one mesh axis run on: figures per rank, one direction, achievable.
 
     name: the mesh axis. size: ranks on it. latency_s: per step of a collective (alpha).
-    bandwidth_bytes_per_s: of one rank to one other rank (beta).
+    bandwidth_bytes_per_s: of one rank to the others (beta).
     ring_bandwidth_bytes_per_s: of a ring over the axis, where it differs: a ring over nodes enters
         each node through the network adapters of all its members there. None: as one rank's.
+    next_bandwidth_bytes_per_s: of one rank to the next alone, where that is less: no switch joins
+        them, and other links lead to other ranks. None: as to all.
     """
 
     name: str
@@ -70,6 +72,7 @@ class AxisLink:
     latency_s: float
     bandwidth_bytes_per_s: float
     ring_bandwidth_bytes_per_s: float | None = None
+    next_bandwidth_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)

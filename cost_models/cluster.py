@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,6 +43,13 @@ class Cluster:
                 f"a node has at least 1 device, got devices_per_node={self.devices_per_node}."
             )
         check_levels(self.levels, self.num_devices)
+        lanes = self.profile.node_lanes
+        if lanes is not None and min(self.node_size, self.num_devices) > len(lanes.value):
+            raise ConfigError(
+                f"the profile {self.profile.name!r} says which lanes join {len(lanes.value)} "
+                f"devices of a node, and a node has {self.node_size}; use that many in a node, or "
+                "a profile without node_lanes."
+            )
         self._links  # noqa: B018  (raises where figures are missing)
 
     @property
@@ -90,6 +99,9 @@ class Cluster:
         measures 192 GB/s on 8 x 25 GB/s (https://github.com/NVIDIA/nccl/issues/812). So does it
         pass the groups of every level above.
 
+        Without a switch a group has the lanes of its node that stay in the group; one that no lane
+        joins goes over the network.
+
         Raises ConfigError for an unknown axis and a mesh larger than the cluster.
         """
         size, stride = mesh.size(axis), mesh.stride(axis)
@@ -99,16 +111,40 @@ class Cluster:
                 f"{self.num_devices}; use a smaller mesh or a larger cluster."
             )
         top = self._level_of(stride * size)
-        latency_s, pair, ring = 0.0, float("inf"), float("inf")
+        latency_s, pair, ring, near = 0.0, float("inf"), float("inf"), float("inf")
         for at in range(top + 1):
             below = self._size(at - 1)
             meets = self._size(at) > max(below, stride) or at == top
             for link in self._links_of(at) if meets else (self._links[at],):
-                rate = link.achievable_bytes_per_s
+                rate, alone = self._rates(link, size, stride, at)
                 latency_s = max(latency_s, link.latency_s.value)
-                pair = min(pair, rate)
+                pair, near = min(pair, rate), min(near, alone)
                 ring = min(ring, rate * min(size, max(1, below // stride)))
-        return AxisLink(axis, size, latency_s, pair, ring if top else None)
+        return AxisLink(
+            axis, size, latency_s, pair, ring if top else None, near if near < pair else None
+        )
+
+    def _rates(self, link: LinkLevel, size: int, stride: int, at: int) -> tuple[float, float]:
+        """Of a link of level `at`, bytes/s of a rank: to all of its group, and to the next."""
+        lanes, whole = self.profile.node_lanes, link.achievable_bytes_per_s
+        if at or lanes is None:
+            return whole, whole
+        shares, neighbours = [1.0], [1.0]
+        for group in self._groups_in_node(size, stride):
+            shares.append(lanes.share(group))
+            neighbours += map(lanes.share, itertools.pairwise(group))
+        network = min(whole, self._links[-1].achievable_bytes_per_s)
+        return whole * min(shares) or network, whole * min(neighbours) or network
+
+    def _groups_in_node(self, size: int, stride: int) -> Iterator[range]:
+        """Ranks of one node that the groups of an axis have there, of more than one member."""
+        count = min(self.node_size, self.num_devices)
+        reach = stride * min(size, max(1, count // stride))
+        for block in range(0, count - reach + 1, reach):
+            for first in range(block, block + stride):
+                group = range(first, block + reach, stride)
+                if len(group) > 1:
+                    yield group
 
     def _level_of(self, ranks: int) -> int:
         """The first level whose groups hold every block of so many consecutive ranks."""

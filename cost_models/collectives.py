@@ -59,7 +59,7 @@ def send_time_s(size_bytes: float, link: AxisLink) -> float:
     """
     if link.size == 1:
         return 0.0
-    return link.latency_s + size_bytes / link.bandwidth_bytes_per_s
+    return link.latency_s + size_bytes / _next_bandwidth(link)
 
 
 def broadcast_time_s(size_bytes: float, link: AxisLink) -> float:
@@ -108,13 +108,17 @@ def _ring_bandwidth(link: AxisLink) -> float:
     return link.ring_bandwidth_bytes_per_s or link.bandwidth_bytes_per_s
 
 
+def _next_bandwidth(link: AxisLink) -> float:
+    return link.next_bandwidth_bytes_per_s or link.bandwidth_bytes_per_s
+
+
 def _tree_steps(n: int) -> int:
     return math.ceil(math.log2(n))
 
 
 def _tree_s(size_bytes: float, link: AxisLink) -> float:
     """The message whole down, or up, a binomial tree."""
-    step_s = link.latency_s + size_bytes / link.bandwidth_bytes_per_s
+    step_s = link.latency_s + size_bytes / _next_bandwidth(link)
     return _tree_steps(link.size) * step_s
 
 

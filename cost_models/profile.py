@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,10 +68,39 @@ class LinkLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.bandwidth_bytes_per_s.value * self.bandwidth_fraction.value
 
 
+class Lanes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Links that join the devices of a node to each other, where no switch does.
+
+    value: how many there are from each device (row) to each other one (column), in rank order.
+    """
+
+    value: tuple[tuple[Annotated[int, Meta(ge=0)], ...], ...]
+    source: Source
+
+    def __post_init__(self) -> None:
+        count = len(self.value)
+        ranks = range(count)
+        if any(len(row) != count for row in self.value) or any(self.value[r][r] for r in ranks):
+            raise ValueError("lanes are a row for each device and a column for each, 0 to itself")
+        if any(self.value[a][b] != self.value[b][a] for a in ranks for b in ranks):
+            raise ValueError("lanes are as many from one device to another as back")
+
+    def share(self, group: Sequence[int]) -> float:
+        """The part of a device's lanes that leads to the others of its group: the least of all.
+
+        So much of the link's bandwidth a ring over the group has at most, and NCCL's rings have it
+        where the lanes fall into rings, as those of the hybrid cube mesh do.
+        """
+        most = max(map(sum, self.value))
+        return min(sum(self.value[one][other] for other in group) for one in group) / most
+
+
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kind of device: rates, memory, and the two levels of links, `node` and `network`.
 
     Units are in the names; `kernel_launch_s` is paid by every kernel and every collective.
+    `node_link` is all that a device has; `node_lanes` says how it is divided among its neighbours,
+    None where a switch lets each have all of it.
     """
 
     name: str
@@ -86,6 +116,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node_link: LinkLevel
     network_link: LinkLevel
     aliases: tuple[str, ...] = ()
+    node_lanes: Lanes | None = None
 
     @property
     def achievable_memory_bytes_per_s(self) -> float:

@@ -52,6 +52,8 @@ _NEAR = 1.5
 _MICROBATCHES_PER_RANK = 4
 """That usually fill a pipeline: its bubble is then a fifth."""
 _MOST_SOLVED = 12
+_UNKNOWN = 4
+"""Shapes that are solved where no estimate says which."""
 _SMALL = 10_000
 """Nodes of a short model times shapes: up to here, every shape that may be the best is solved."""
 _LEAST_TIME_S = 0.5
@@ -269,7 +271,8 @@ class _Search:
         return Layouts.of(short, request_at(self.request, shape), shape)
 
     def _estimate(self, each: Tried, until: float, layouts: Layouts | None = None) -> None:
-        if time.perf_counter() > until or each.status != "open":
+        late = time.perf_counter() > until and self._least_estimate() < math.inf
+        if late or time.perf_counter() > self.deadline or each.status != "open":
             return
         self.show(f"estimating {each.shape}", self.tried, self.bound)
         try:
@@ -305,9 +308,14 @@ class _Search:
     def _by_promise(self) -> Iterator[Tried]:
         estimated = [each for each in self.tried if each.status == "estimated"]
         yield from sorted(estimated, key=lambda each: each.estimate_s or 0.0)
-        if self.best is None:  # nothing fits by estimate: those that hold the least
-            rest = [each for each in self.tried if each.estimate_s is None]
-            yield from sorted(rest, key=lambda t: (-t.shape.size, -t.shape.microbatches))[:4]
+        if self.best is not None:
+            return
+        unasked = [each for each in self.tried if each.status == "open"]
+        yield from sorted(unasked, key=_simplicity)[:_UNKNOWN]
+        # Nothing fits by estimate: those that hold the least.
+        rest = [each for each in self.tried if each.status == "too little memory"]
+        leanest = sorted(rest, key=lambda t: (t.shape.size, t.shape.microbatches))[-_UNKNOWN:]
+        yield from reversed(leanest)
 
     def _promises(self, each: Tried) -> float:
         """Seconds that a plan of the shape may take, by its estimate."""
@@ -470,6 +478,12 @@ class _Group:
         """The best estimate."""
         known = [each.estimate_s for each in self.shapes if each.estimate_s is not None]
         return min(known, default=math.inf)
+
+
+def _simplicity(each: Tried) -> tuple[int, int, int]:
+    """What is tried first where nothing is known: few stages, few axes, few microbatches."""
+    shape = each.shape
+    return shape.size, shape.mesh.mesh.ndim, shape.microbatches
 
 
 def _refines(group: _Group, best: Tried) -> bool:
