@@ -32,6 +32,7 @@ from autoplan.solver.problem import UndecidedError, relative_gap
 from autoplan.space.bounds import compute_s, products_of
 from autoplan.space.captures import Captures
 from autoplan.space.estimate import Layouts
+from autoplan.space.groups import Group, MeshKey, but_for_schedule, refines, simplicity
 from autoplan.space.progress import Show, live_table
 from autoplan.space.shapes import Shape, request_at
 from autoplan.space.tried import Tried, time_of
@@ -111,7 +112,7 @@ class _Search:
         self.best: Tried | None = None
         self.tried: list[Tried] = []
         self.fewest = 1
-        self.fewest_on: dict[_Key, int] = {}
+        self.fewest_on: dict[MeshKey, int] = {}
 
     def run(self) -> Searched:
         """Estimate, solve, prove."""
@@ -161,7 +162,7 @@ class _Search:
         shapes = self.space.shapes(rows, len(pieces))
         self.fewest = min(shape.microbatches for shape in shapes)
         for shape in shapes:
-            key = _Key(shape.mesh)
+            key = MeshKey(shape.mesh)
             self.fewest_on[key] = min(shape.microbatches, self.fewest_on.get(key, 1 << 30))
         ranks = {shape.mesh.mesh.num_devices for shape in shapes}
         if self._all_plain(shapes):
@@ -223,24 +224,24 @@ class _Search:
         groups = [g for g in self._groups() if (g.mesh.mesh.ndim > 2) is fine]
         if fine:
             best = min(self.tried, key=Tried.rank)
-            groups = [g for g in groups if _refines(g, best)]
+            groups = [g for g in groups if refines(g, best)]
         for group in groups:
             self._estimate_first(group, until)
-        for group in sorted(groups, key=_Group.least):
+        for group in sorted(groups, key=Group.least):
             if group.least() < _NEAR * self._least_estimate():
                 self._climb(group, until)
         self._estimate_schedules()
 
-    def _groups(self) -> list[_Group]:
+    def _groups(self) -> list[Group]:
         """Shapes that differ in microbatches only; without a pipeline first, then few axes."""
-        groups: dict[tuple[int, _Key], list[Tried]] = {}
+        groups: dict[tuple[int, MeshKey], list[Tried]] = {}
         for each in self.tried:
             if each.shape.is_plain:
-                groups.setdefault((each.shape.size, _Key(each.shape.mesh)), []).append(each)
-        made = [_Group(sorted(g, key=lambda t: t.shape.microbatches)) for g in groups.values()]
+                groups.setdefault((each.shape.size, MeshKey(each.shape.mesh)), []).append(each)
+        made = [Group(sorted(g, key=lambda t: t.shape.microbatches)) for g in groups.values()]
         return sorted(made, key=lambda g: (g.size, g.mesh.mesh.ndim))
 
-    def _estimate_first(self, group: _Group, until: float) -> None:
+    def _estimate_first(self, group: Group, until: float) -> None:
         """The fewest microbatches that fit; of a pipeline about as many as fill it."""
         shapes = group.shapes
         if group.size > 1:
@@ -253,7 +254,7 @@ class _Search:
             if each.estimate_s is not None:
                 return
 
-    def _climb(self, group: _Group, until: float) -> None:
+    def _climb(self, group: Group, until: float) -> None:
         """More microbatches, then fewer, while that helps."""
         at = min(range(len(group.shapes)), key=lambda n: group.shapes[n].rank())
         for step in (1, -1):
@@ -311,7 +312,7 @@ class _Search:
         if self.best is not None:
             return
         unasked = [each for each in self.tried if each.status == "open"]
-        yield from sorted(unasked, key=_simplicity)[:_UNKNOWN]
+        yield from sorted(unasked, key=simplicity)[:_UNKNOWN]
         # Nothing fits by estimate: those that hold the least.
         rest = [each for each in self.tried if each.status == "too little memory"]
         leanest = sorted(rest, key=lambda t: (t.shape.size, t.shape.microbatches))[-_UNKNOWN:]
@@ -338,7 +339,7 @@ class _Search:
                 return
             layouts: Layouts | None = None
             for other in self.tried:
-                if not other.shape.is_plain and _but_for_schedule(other, each):
+                if not other.shape.is_plain and but_for_schedule(other, each):
                     layouts = layouts or self._layouts(each.shape)
                     self._estimate(other, until, layouts)
 
@@ -402,18 +403,18 @@ class _Search:
             if self._is_small():
                 self._solve_rest()
             return
-        asked: set[_Key] = set()
+        asked: set[MeshKey] = set()
         now = time.perf_counter()
         until = min(self.deadline, now + max(_LEAST_TIME_S, now - self.start))
         while time.perf_counter() < until and not self._is_proven():
             best = time_of(self.best.found)
             self._rule_out(best)
             left = [t for t in self.tried if t.status not in ("ruled out", "no plan")]
-            left = [t for t in left if t.floor_s < best and _Key(t.shape.mesh) not in asked]
+            left = [t for t in left if t.floor_s < best and MeshKey(t.shape.mesh) not in asked]
             if not left:
                 break
             each = min(left, key=lambda t: (t.shape.mesh.mesh.ndim, t.floor_s))
-            asked.add(_Key(each.shape.mesh))
+            asked.add(MeshKey(each.shape.mesh))
             self.show(f"proving {each.shape.mesh.mesh}", self.tried, self.bound)
             self._raise_floors(each.shape.mesh)
         self._rule_out(time_of(self.best.found))
@@ -443,13 +444,13 @@ class _Search:
     def _raise_floors(self, mesh: MeshChoice) -> None:
         work_s = self._whole_s(mesh)
         for each in self.tried:
-            if _Key(each.shape.mesh) == _Key(mesh):
+            if MeshKey(each.shape.mesh) == MeshKey(mesh):
                 each.raise_floor(work_s, once=True)
 
     def _whole_s(self, mesh: MeshChoice) -> float:
         """Seconds that no plan on one mesh takes less than, whatever its memory."""
         left_s = max(_LEAST_TIME_S, self.deadline - time.perf_counter())
-        fewest = self.fewest_on[_Key(mesh)]
+        fewest = self.fewest_on[MeshKey(mesh)]
         request = request_at(self.request, Shape(mesh, fewest))
         request = replace(request, memory_bytes=_UNLIMITED, recompute="none", time_limit_s=left_s)
         try:
@@ -457,64 +458,6 @@ class _Search:
         except (HintError, InfeasibleError):
             return 0.0
         return found.solution.certificate.bound
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Shapes that differ in microbatches only, fewest first."""
-
-    shapes: list[Tried]
-
-    @property
-    def size(self) -> int:
-        """Pipeline ranks."""
-        return self.shapes[0].shape.size
-
-    @property
-    def mesh(self) -> MeshChoice:
-        return self.shapes[0].shape.mesh
-
-    def least(self) -> float:
-        """The best estimate."""
-        known = [each.estimate_s for each in self.shapes if each.estimate_s is not None]
-        return min(known, default=math.inf)
-
-
-def _simplicity(each: Tried) -> tuple[int, int, int]:
-    """What is tried first where nothing is known: few stages, few axes, few microbatches."""
-    shape = each.shape
-    return shape.size, shape.mesh.mesh.ndim, shape.microbatches
-
-
-def _refines(group: _Group, best: Tried) -> bool:
-    """Whether two neighbouring axes of a mesh are one axis of the best, in the same pipeline."""
-    sizes, coarse = group.mesh.mesh.sizes, best.shape.mesh.mesh.sizes
-    merged = [
-        (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :]) for at in range(len(sizes) - 1)
-    ]
-    return group.size == best.shape.size and (coarse in merged or len(coarse) == 1)
-
-
-def _but_for_schedule(one: Tried, other: Tried) -> bool:
-    """Whether two shapes have the same mesh, pipeline ranks and microbatches."""
-    return (one.shape.size, one.shape.microbatches, _Key(one.shape.mesh)) == (
-        other.shape.size,
-        other.shape.microbatches,
-        _Key(other.shape.mesh),
-    )
-
-
-class _Key:
-    """A mesh with its schemes, to be compared."""
-
-    def __init__(self, choice: MeshChoice) -> None:
-        self.key = choice.mesh, tuple(choice.schemes.items())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
 
 def _bounded(found: Found | Piped, bound: float, interrupted: bool) -> Found | Piped:

@@ -1,0 +1,67 @@
+"""Groups: shapes that differ in little, and which is tried before which."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autoplan.parallel import MeshChoice
+from autoplan.space.tried import Tried
+
+
+@dataclass(frozen=True)
+class Group:
+    """Shapes that differ in microbatches only, fewest first."""
+
+    shapes: list[Tried]
+
+    @property
+    def size(self) -> int:
+        """Pipeline ranks."""
+        return self.shapes[0].shape.size
+
+    @property
+    def mesh(self) -> MeshChoice:
+        return self.shapes[0].shape.mesh
+
+    def least(self) -> float:
+        """The best estimate."""
+        known = [each.estimate_s for each in self.shapes if each.estimate_s is not None]
+        return min(known, default=math.inf)
+
+
+def simplicity(each: Tried) -> tuple[int, int, int]:
+    """What is tried first where nothing is known: few stages, few axes, few microbatches."""
+    shape = each.shape
+    return shape.size, shape.mesh.mesh.ndim, shape.microbatches
+
+
+def refines(group: Group, best: Tried) -> bool:
+    """Whether two neighbouring axes of a mesh are one axis of the best, in the same pipeline."""
+    sizes, coarse = group.mesh.mesh.sizes, best.shape.mesh.mesh.sizes
+    merged = [
+        (*sizes[:at], sizes[at] * sizes[at + 1], *sizes[at + 2 :]) for at in range(len(sizes) - 1)
+    ]
+    return group.size == best.shape.size and (coarse in merged or len(coarse) == 1)
+
+
+def but_for_schedule(one: Tried, other: Tried) -> bool:
+    """Whether two shapes have the same mesh, pipeline ranks and microbatches."""
+    return (one.shape.size, one.shape.microbatches, MeshKey(one.shape.mesh)) == (
+        other.shape.size,
+        other.shape.microbatches,
+        MeshKey(other.shape.mesh),
+    )
+
+
+class MeshKey:
+    """A mesh with its schemes, to be compared."""
+
+    def __init__(self, choice: MeshChoice) -> None:
+        self.key = choice.mesh, tuple(choice.schemes.items())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MeshKey) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
