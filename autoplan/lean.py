@@ -70,10 +70,13 @@ def solve_lean_where_memory_asks(
         return plain[0], bounded(plain[1], plain[1].floor, request.gap)
     try:
         lean = solve(replace(request, time_limit_s=left_s), True)
-    except InfeasibleError:
+    except InfeasibleError as error:
         if plain is None:
             raise
-        return plain
+        floor = plain[1].floor
+        unseen = max(getattr(error, "bound", floor), floor)
+        bound = min(unseen, plain[1].solution.certificate.bound)
+        return plain[0], bounded(plain[1], bound, request.gap)
     proof = lean[1].solution.certificate
     if plain is None or proof.objective < _objective(plain) * (1 - 1e-9):
         return lean

@@ -95,16 +95,16 @@ def search_pipeline(
         share_s = max(_LEAST_TIME_S, left_s / (len(options) - number))
         try:
             frame = _frame(captured, request, pieces, asked.order, asked.size, meshes, share_s)
+            floors.append(_floor(frame))
             if held is not None:
                 allowed = np.ones((len(pieces), asked.num_stages), dtype=np.bool_)
-                found = _fitting(solve_stages(frame, held)), 0.0
+                found = _fitting(frame, held), 0.0
             else:
                 allowed = _allowed(frame)
                 found = best_cut(frame, allowed, cuts)
         except (HintError, InfeasibleError) as error:
             failure = failure or error
             continue
-        floors.append(_floor(frame))
         if best is None or found[0].step_time_s < best[0].step_time_s * (1 - 1e-9):
             best = (*found, allowed)
     if best is None:
@@ -209,7 +209,9 @@ def best_cut(
     failure: InfeasibleError | None = None
     for memory_bytes in (float(frame.request.memory_bytes), np.inf):
         try:
-            found = assign(chain, _pipeline(frame, memory_bytes), forced, _ASSIGN_S)
+            left_s = max(_LEAST_TIME_S, (frame.deadline - time.perf_counter()) / 4)
+            asked = _pipeline(frame, memory_bytes)
+            found = assign(chain, asked, forced, min(_ASSIGN_S, left_s))
         except StageMemoryError as error:
             failure = failure or error
             continue
@@ -225,7 +227,7 @@ def best_cut(
         if best is not None and time.perf_counter() > frame.deadline:
             break
         try:
-            staged = _fitting(solve_stages(frame, each))
+            staged = _fitting(frame, each)
         except InfeasibleError as error:
             failure = error
             continue
@@ -240,11 +242,26 @@ def best_cut(
 _ASSIGN_S = 20.0
 
 
-def _fitting(staged: Staged) -> Staged:
+def _fitting(frame: Frame, stage_of: Sequence[int]) -> Staged:
+    """A cut with its stages solved within the memory of every rank; or InfeasibleError.
+
+    What several stages hold at once, or one between its events, may be a little more than each is
+    solved for: then the stages of that rank are solved again for as much less.
+    """
+    most, parts = frame.request.memory_bytes, dict[int, float]()
+    for _ in range(_TIMES_SMALLER):
+        staged = solve_stages(frame, stage_of, parts)
+        over = {rank: held for rank, held in enumerate(staged.memory_bytes) if held > most}
+        if not over:
+            return staged
+        parts |= {rank: parts.get(rank, 1.0) * most / held for rank, held in over.items()}
     error = too_little_memory(staged)
     if error is not None:
         raise error
     return staged
+
+
+_TIMES_SMALLER = 4
 
 
 def _chain(frame: Frame, allowed: BoolArray) -> Chain:
@@ -304,7 +321,7 @@ def _beside(frame: Frame, best: Staged, allowed: BoolArray) -> Staged:
                 break
             tried.add(stage_of)
             try:
-                staged = _fitting(solve_stages(frame, stage_of))
+                staged = _fitting(frame, stage_of)
             except InfeasibleError:
                 continue
             if staged.step_time_s < best.step_time_s * (1 - 1e-9):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from autoplan.request import Request
 from autoplan.search import find_with_hints, hints_on
 from autoplan.sites import node_meta
 from autoplan.solver.chain import Chain
-from autoplan.solver.problem import FloatArray
+from autoplan.solver.problem import FloatArray, UndecidedError
 from autoplan.units import size
 
 Kind = tuple[Mesh, tuple[tuple[str, str], ...]]
@@ -198,16 +199,22 @@ class Staged:
         return frame.sending.time_s(sizes), back
 
 
-def solve_stages(frame: Frame, stage_of: Sequence[int]) -> Staged:
-    """Every stage's best layouts, within memory; InfeasibleError names the stage that has none."""
+def solve_stages(
+    frame: Frame, stage_of: Sequence[int], parts_of_memory: Mapping[int, float] | None = None
+) -> Staged:
+    """Every stage's best layouts, within memory; InfeasibleError names the stage that has none.
+
+    `parts_of_memory`: of pipeline ranks that may use no more than a part of theirs.
+    """
     pieces = frame.pieces
     parts = split(frame.captured, pieces, stage_of)
     found: list[Found] = []
     for number, stage in enumerate(parts.stages):
         mine = tuple(i for i, at in enumerate(stage_of) if at == number)
-        share_bytes = _share_of_memory(frame, number, stage_of)
-        left_s = max(_LEAST_TIME_S, frame.deadline - time.perf_counter())
-        limit_s = left_s / (frame.num_stages - number)
+        part = (parts_of_memory or {}).get(frame.rank_of(number), 1.0)
+        share_bytes = int(part * _share_of_memory(frame, number, stage_of))
+        left_s = frame.deadline - time.perf_counter()
+        limit_s = max(_LEAST_TIME_S, left_s / (frame.num_stages - number))
         found.append(_solved(frame, parts, number, stage, mine, share_bytes, limit_s))
     return together(frame, stage_of, parts, found)
 
@@ -340,15 +347,29 @@ def _solved(
                 stage, request, choice.mesh, hints, wires, frame._equal
             )
         except InfeasibleError as error:
+            if _is_undecided(error):  # with more time there may be one
+                raise _of_stage(frame, number, mine, error) from error
             frame._solved[key] = error
     result = frame._solved[key]
     if isinstance(result, InfeasibleError):
-        names = frame.pieces.names
-        raise InfeasibleError(
-            f"stage {number} ({names[mine[0]]} .. {names[mine[-1]]}, with up to "
-            f"{frame.in_flight[number]} microbatches in flight): {result}"
-        ) from result
+        raise _of_stage(frame, number, mine, result) from result
     return result
+
+
+def _is_undecided(error: InfeasibleError) -> bool:
+    """Whether time ended a search that may have found something."""
+    return isinstance(error, UndecidedError) or getattr(error, "bound", math.inf) < math.inf
+
+
+def _of_stage(
+    frame: Frame, number: int, mine: Sequence[int], error: InfeasibleError
+) -> InfeasibleError:
+    """The error of one stage, with what it holds."""
+    names = frame.pieces.names
+    return InfeasibleError(
+        f"stage {number} ({names[mine[0]]} .. {names[mine[-1]]}, with up to "
+        f"{frame.in_flight[number]} microbatches in flight): {error}"
+    )
 
 
 def _recomputed_of(stage: Captured, request: Request) -> str | tuple[str, ...]:

@@ -10,9 +10,11 @@ import numpy as np
 from autoplan.memory.liveness import timeline_of
 from autoplan.memory.peak import memory_at_peak
 from autoplan.memory.within_memory import Case
+from autoplan.pipelining.pieces import pieces_of
 from autoplan.pricing import Pricer
-from autoplan.recompute.blocks import blocks_of
+from autoplan.recompute.blocks import blocks_of, named_blocks
 from autoplan.recompute.choose import Chosen, solve_recomputing
+from autoplan.recompute.pricing import FloatArray, SecondRuns
 from autoplan.request import Request
 from autoplan.sites import Annotated
 
@@ -43,19 +45,29 @@ class Known:
     def _label(self, annotated: Annotated, pricer: Pricer, request: Request) -> bytes:
         """A digest of all that decides the choices; names and time limits are aside."""
         digest = hashlib.blake2b(digest_size=32)
-        case = Case.of(annotated, pricer, request)
-        asked = request.memory_bytes, request.gap, request.setting, request.recompute
-        blocks = [
-            (each.sites, each.again, sorted(each.reading), each.first, each.last)
-            for each in blocks_of(annotated, pricer)
+
+        def take(place: object, array: FloatArray) -> None:
+            digest.update(repr((place, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+
+        case, second = Case.of(annotated, pricer, request), SecondRuns.of(annotated, pricer)
+        blocks = blocks_of(annotated, pricer)
+        free = request.recompute == "auto"
+        names = named_blocks(pieces_of(annotated.captured), "all" if free else request.recompute)
+        asked = request.memory_bytes, request.gap, request.setting, free
+        again = [
+            (e.sites, e.again, sorted(e.reading), e.first, e.last, e.name in (names or ()))
+            for e in blocks
         ]
-        digest.update(repr((asked, blocks, case.timeline.constants)).encode())
+        digest.update(repr((asked, again, case.timeline.constants)).encode())
         for variable in case.problem.variables:
-            digest.update(np.ascontiguousarray(variable.cost).tobytes())
+            take("variable", variable.cost)
         for edge, matrix in sorted(case.problem.edges.items(), key=lambda item: item[0]):
-            digest.update(repr(edge).encode() + np.ascontiguousarray(matrix).tobytes())
+            take(edge, matrix)
         for term in case.timeline.terms:
             place = term.kind, term.first, term.last, term.site, term.reader, term.made
-            array = case.timeline.array(term)
-            digest.update(repr(place).encode() + np.ascontiguousarray(array).tobytes())
+            take(place, case.timeline.array(term))
+        for block in blocks:
+            for at in block.again:
+                take(at, second.op_times_s(at))
         return digest.digest()

@@ -86,6 +86,10 @@ class SecondRuns:
         """The second run of one op."""
         return float(self._op(at)[choice])
 
+    def op_times_s(self, at: int) -> FloatArray:
+        """The second run of one op, of each candidate: [k]."""
+        return self._op(at)
+
     @property
     def _runs(self) -> int:
         return self.pricer.setting.microbatches

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,15 @@ from autoplan.annotate import annotate
 from autoplan.capture import capture
 from autoplan.errors import InfeasibleError
 from autoplan.layouts import Layout
+from autoplan.memory.within_memory import TooLittleMemoryError
 from autoplan.mesh import Mesh
+from autoplan.plan import Memory
 from autoplan.policies import is_lean, without_policy
+from autoplan.recompute.choose import Chosen
 from autoplan.registry import rules_in_force
+from autoplan.request import Request, make_request
 from autoplan.sites import Candidate
+from autoplan.solver import Certificate, Solution
 
 
 class Deep(nn.Module):
@@ -176,3 +183,37 @@ def test_such_parameters_train_as_on_one_device(preset: str) -> None:
     )
     check = module.verify((x,), steps=3)
     assert check.ok, check
+
+
+@pytest.mark.parametrize(("known", "bound"), [(7.0, 7.0), (-math.inf, 6.0), (math.inf, 10.0)])
+def test_where_time_ends_before_lean_candidates_nothing_of_them_is_claimed(
+    known: float, bound: float
+) -> None:
+    """The plan without them stays, and what is proven is what the shorter search has proven."""
+    proof = Certificate(10.0, 10.0, 0.0, 0.1, "optimal", 1, 0, 0, None)
+    plain: Any = None, Chosen(Solution((0,), proof), Memory(0, 0, 0, 0, 0), limited=True, floor=6.0)
+
+    def solve(asked: Request, with_lean: bool) -> Any:
+        if with_lean:
+            raise TooLittleMemoryError("nothing was found in time", (0,), known)
+        return plain
+
+    asked = make_request(4, cluster="cpu")
+    _, found = lean.solve_lean_where_memory_asks(solve, asked, (), Mesh.of(devices=4))
+    certificate = found.solution.certificate
+    assert certificate.objective == 10.0
+    assert certificate.bound == bound
+    assert (certificate.status == "optimal") == (bound == 10.0)
+
+
+def test_where_the_shorter_search_took_most_of_the_time_there_is_no_other() -> None:
+    proof = Certificate(10.0, 10.0, 0.0, 0.1, "optimal", 1, 0, 0, None)
+
+    def solve(asked: Request, with_lean: bool) -> Any:
+        assert not with_lean
+        time.sleep(0.1)
+        return None, Chosen(Solution((0,), proof), Memory(0, 0, 0, 0, 0), limited=True, floor=6.0)
+
+    asked = make_request(4, cluster="cpu", time_limit_s=0.11)
+    _, found = lean.solve_lean_where_memory_asks(solve, asked, (), Mesh.of(devices=4))
+    assert found.solution.certificate.bound == 6.0

@@ -13,6 +13,7 @@ import autoplan.recompute.known as known
 from autoplan.annotate import annotate
 from autoplan.capture import Captured, capture
 from autoplan.pipelining.pieces import pieces_of
+from autoplan.pipelining.planner import search_pipeline
 from autoplan.pipelining.splitting import split
 from autoplan.recompute.choose import solve_recomputing
 from autoplan.recompute.known import Known
@@ -89,3 +90,37 @@ def test_another_limit_is_another_problem(asked: Request, monkeypatch: pytest.Mo
     for memory, calls in ((1 << 40, 1), (30_000, 2), (1 << 40, 2), (29_999, 3)):
         everything.solve(annotated, pricer, replace(asked, memory_bytes=memory))
         assert counted.calls == calls
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.back = nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(torch.nn.functional.gelu(self.wide(x)))
+
+
+class Beside(nn.Module):
+    """Three numbered layers, and one of the same kind that has a name of its own."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
+        self.extra = Layer()
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.layers[: self.first], self.extra, *self.layers[self.first :]):
+            x = layer(x)
+        return x.square().mean()
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_what_may_not_be_recomputed_is_another_problem(first: int) -> None:
+    asked = make_request(4, cluster="cpu", parallel={"pipeline": 4}, recompute="all")
+    found = search_pipeline(capture(Beside(first), (torch.zeros(64, 16),)), asked)
+    names = [tuple(block.name for block in stage.recomputed) for stage in found.staged.stages]
+    expected: list[tuple[str, ...]] = [(f"layers.{number}",) for number in range(3)]
+    expected.insert(first, ())
+    assert names == expected
