@@ -199,6 +199,11 @@ class ParallelModule(PipedModule):
         asked = f"train_step(microbatches={count}, {outputs=}, {forward_only=}){self._handling}"
         asked += " with a profile" * profile
         entry = self._entry_for_call(parts[0], asked)
+        if entry.loss is None and not self._request.setting.training:
+            raise InputError(
+                "this module was planned with training=False, which has no loss; call it, as in "
+                "pm(...), or plan with training=True."
+            )
         if entry.loss is None:
             raise InputError(
                 f"{self._model_name} returned no scalar loss for these arguments; pass labels, or "

@@ -161,7 +161,7 @@ def _collectives(console: Console, plan: Plan) -> None:
         count = sum(row.count for row, _ in rows)
         time = sum(row.time_s for row, _ in rows)
         texts = (phase, direction, kind, axis, size(rows[0][0].bytes), str(count), seconds(time))
-        _add_row(table, (*texts, path), numbers([stage for _, stage in rows]))
+        _add_row(table, (*texts, path or "the model"), numbers([stage for _, stage in rows]))
     console.print(table, markup=False, highlight=False)
     step = [row for row in plan.collectives if row.phase != "outputs"]
     moved = sum(row.bytes * row.count for row in step)

@@ -17,6 +17,7 @@ from autoplan.html.data import Graph, charts
 from autoplan.html.markup import section
 from autoplan.html.tree import tree_of
 from autoplan.html.wiring import asked_of, in_order_of_the_graph, wire
+from autoplan.html.words import devices_words
 from autoplan.plan import Plan
 
 _STYLES = ("base.css", "graph.css")
@@ -68,7 +69,7 @@ def html_of(plan: Plan, budget_s: float = BUDGET_S) -> str:
         ]
     )
     parts = {
-        "title": escape(f"{plan.model} on {plan.mesh.num_devices} devices: autoplan"),
+        "title": escape(f"{plan.model} on {devices_words(plan)}: autoplan"),
         "model": escape(plan.model),
         "nav": _navigation(plan),
         "body": body,
@@ -128,8 +129,8 @@ def _model(known: bool, found: Alternatives | None, staged: bool) -> str:
     said = (
         "Modules in the order of data; equal blocks in a row are one node. Choose a node for its "
         "details and alternatives; a double click, Enter or its + opens it. Lines say which "
-        "collectives run between two nodes, and how long in a step. Drag to move, Ctrl and the "
-        "wheel to zoom."
+        "collectives run between two nodes, and how long in a step; what travels in a bucket has "
+        "its part of the bucket's bytes. Drag to move, Ctrl and the wheel to zoom."
     )
     if not known:
         said = (

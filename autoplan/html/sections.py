@@ -32,8 +32,9 @@ def summary(plan: Plan, advised: list[str]) -> str:
         lines = found.departures[:12]
         more = len(found.departures) - len(lines)
         shown = bullets([*lines, *([f"and {more} more"] if more else [])])
+        places = "place" if len(found.departures) == 1 else "places"
         departures = (
-            f"<details><summary>{len(found.departures)} places where the plan departs from that "
+            f"<details><summary>{len(found.departures)} {places} where the plan departs from that "
             f"name</summary>{shown}</details>"
         )
     return section(

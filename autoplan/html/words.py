@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,7 @@ def percent(part: float, whole: float) -> str:
 
 def headline(plan: Plan) -> str:
     """One sentence: what runs where, and what a step costs."""
-    devices = plan.mesh.num_devices
-    where = "one device" if devices == 1 else f"{devices} devices"
+    where = devices_words(plan)
     what = "training step" if plan.training else "forward pass"
     return (
         f"{plan.model} on {where} ({plan.cluster}): a {what} takes {seconds(plan.step_time_s)} and "
@@ -165,10 +165,26 @@ def _compared(plan: Plan) -> Iterator[str]:
         )
 
 
+def devices_words(plan: Plan) -> str:
+    """`one device`, or how many."""
+    devices = plan.mesh.num_devices
+    return "one device" if devices == 1 else f"{devices} devices"
+
+
+def _is_fastest(plan: Plan) -> bool:
+    """Whether no standard scheme that fits is faster; hints and schemes may forbid one."""
+    return all(
+        (each.step_time_s or math.inf) >= plan.step_time_s * 0.999
+        for each in plan.baselines
+        if (each.peak_memory_bytes or 0) <= plan.memory_limit_bytes
+    )
+
+
 def _proof(plan: Plan) -> str:
     proof = plan.certificate
     if proof.gap == 0.0 and proof.status == "optimal":
-        return "No plan of the search is faster under this cost model: that is proven."
+        kept = "" if _is_fastest(plan) else " that keeps what was asked for"
+        return f"No plan of the search{kept} is faster under this cost model: that is proven."
     if proof.bound:
         return (
             f"No plan of the search takes less than {seconds(proof.bound)}, so at most "
@@ -205,7 +221,7 @@ def where_words(plan: Plan) -> list[str]:
     if pipeline is None:
         if plan.mesh.num_devices == 1:
             return ["Everything runs on the one device."]
-        return ["Every rank runs the whole model, on its own parts of the tensors."]
+        return ["Every rank runs the whole model, on its own parts of the tensors that are cut."]
     return [
         f"Stage {number} runs on ranks {numbers(row.ranks)}: {_ends(row.pieces)}."
         for number, row in enumerate(pipeline.stages)

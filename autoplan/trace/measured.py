@@ -37,6 +37,10 @@ class Profile:
     ranks: tuple[str, ...]
     spans: tuple[Span, ...]
 
+    def __repr__(self) -> str:
+        where = f"{len(self.ranks)} {'tracks' if len(self.ranks) > 1 else 'track'}"
+        return f"Profile({self.step_time_s:.4g} s on {self.device}, {where})"
+
     @property
     def step_time_s(self) -> float:
         """Seconds until the last rank was through, all of them having begun together."""

@@ -88,6 +88,29 @@ def test_labels_of_the_graph_do_not_overlap(page: Page, reports: dict[str, Path]
     assert wide == []
 
 
+@pytest.mark.parametrize("name", ["small", "piped"])
+def test_what_a_node_moves_is_all_that_moves_inside(
+    page: Page, reports: dict[str, Path], name: str
+) -> None:
+    """Of every module: what its parts move, and what runs on the edges between them."""
+    page.open(reports[name], 1280)
+    found = page.run("""
+      model.nodes.filter((node) => node.k === "module").map((node) => {
+        const within = new Set();
+        (function add(each) { within.add(each.id); each.children.forEach(add); })(node);
+        const parts = model.nodes.filter((each) => within.has(each.id));
+        const own = parts.map((each) => (each.moves_s ?? 0) + (each.between_s ?? 0));
+        const edges = model.edges.filter(([from, to]) => within.has(from) && within.has(to));
+        const sum = (values) => values.reduce((a, b) => a + b, 0);
+        return [model.moving(node), sum(own) + sum(edges.map((edge) => edge[2]))];
+      })
+    """)
+    assert len(found) > 5
+    assert any(moved > 0 for moved, _ in found) is (name == "small")
+    for moved, parts in found:
+        assert moved == pytest.approx(parts, rel=1e-9)
+
+
 def test_search_finds_a_layer_inside_of_a_folded_node(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
     page.click("#search")

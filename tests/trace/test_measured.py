@@ -179,3 +179,23 @@ def test_spans_last_as_long_as_what_they_hold() -> None:
 def test_the_clock_is_the_device_s() -> None:
     assert isinstance(clock_of(torch.device("cpu")), HostClock)
     assert isinstance(clock_of(torch.device("cuda", 0)), CudaClock)
+
+
+def test_a_profile_is_short_in_print() -> None:
+    model = torch.nn.Linear(4, 4)
+    x = torch.zeros(8, 4)
+
+    class Mean(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).square().mean()
+
+    result = autoplan.parallelize(Mean(), (x,), devices=2).train_step((x,), profile=True)
+    assert repr(result.profile).startswith("Profile(")
+    assert len(repr(result)) < 300
+    frozen = autoplan.parallelize(Mean(), (x,), devices=2, training=False)
+    with pytest.raises(autoplan.InputError, match=r"training=False, which has no loss; call it"):
+        frozen.train_step((x,), forward_only=True)

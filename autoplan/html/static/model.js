@@ -13,12 +13,25 @@ const model = (() => {
   const root = nodes[0];
   const isNumber = (name) => /^\d+$/.test(name);
 
+  /** The innermost node that holds two: what passes between them runs inside of it. */
+  function common(one, other) {
+    const above = new Set();
+    for (let each = one; each; each = each.parent) above.add(each);
+    let found = other;
+    while (!above.has(found)) found = found.parent;
+    return found;
+  }
+  for (const [from, to, time] of edges) {
+    const node = common(nodes[from], nodes[to]);
+    node.inside = (node.inside ?? 0) + (time ?? 0);
+  }
+
   // Sums, from the leaves up: a parent stands before its children.
   for (let at = nodes.length - 1; at >= 0; at -= 1) {
     const node = nodes[at];
     node.count = node.members ? node.members.length : 1;
     node.work = (node.f ?? 0) + (node.b ?? 0);
-    node.comm = (node.moves_s ?? 0) / occurrences(node) + (node.between_s ?? 0) / occurrences(node);
+    node.comm = ((node.moves_s ?? 0) + (node.between_s ?? 0) + (node.inside ?? 0)) / occurrences(node);
     node.drawn = node.k === "input" || (node.k === "op" && !node.view);
     node.spent = new Map(node.lay === undefined ? [] : [[node.lay, node.work + 1e-12]]);
     node.at = new Map(node.k === "op" || node.k === "input" ? [[node.stage ?? 0, node.work + 1e-12]] : []);
