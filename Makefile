@@ -5,7 +5,7 @@ python := .venv/bin/python
 installed := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz lint bench-planner bench-search bench-published clean
+.PHONY: help demo test test-all fuzz lint bench-planner bench-search bench-published docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,10 @@ bench-search: $(installed) ## time the search over whole shapes
 bench-published: $(installed) ## price published training runs, and plan them
 	$(python) -m benchmarks.published
 
+docs: $(installed) ## build the pages of docs/ into build/site
+	$(python) -m docs.capabilities
+	$(python) -m mkdocs build --strict
+
 clean: ## remove .venv and everything that was built
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -52,5 +56,5 @@ $(python):
 # torch comes first, under the constraints: left to the resolver it may be another, much larger build.
 $(installed): pyproject.toml constraints.txt | $(python)
 	$(python) -m pip install --quiet --constraint constraints.txt torch
-	$(python) -m pip install --quiet --constraint constraints.txt --editable '.[hf,dev]'
+	$(python) -m pip install --quiet --constraint constraints.txt --editable '.[hf,dev,docs]'
 	@touch $@
