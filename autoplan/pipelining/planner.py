@@ -256,9 +256,8 @@ def _fitting(frame: Frame, stage_of: Sequence[int]) -> Staged:
             return staged
         parts |= {rank: parts.get(rank, 1.0) * most / held for rank, held in over.items()}
     error = too_little_memory(staged)
-    if error is not None:
-        raise error
-    return staged
+    assert error is not None
+    raise error
 
 
 _TIMES_SMALLER = 4

@@ -39,37 +39,34 @@ class Chosen:
     floor: float = 0.0
 
 
-def solve_recomputing(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
+def solve_recomputing(
+    annotated: Annotated, pricer: Pricer, request: Request, case: Case | None = None
+) -> Chosen:
     """The fastest choices within memory, with the blocks that the request asks to recompute.
 
     "auto": none where the fastest choices fit. Otherwise the cheapest blocks that make the fastest
     choices fit are found, and layouts are solved again with these; the faster of this and of the
     best without is taken. No plan is faster than the fastest whatever the memory, and one that
-    recomputes takes the second run of some block longer: that is the bound. Raises InfeasibleError
-    as `solve_within_memory` does.
+    recomputes takes the second run of some block longer: that is the bound. `case`: of the model
+    without recomputation, where it is at hand. Raises InfeasibleError as `solve_within_memory`
+    does.
     """
-    if request.recompute == "none" or not request.setting.training:
-        return _within_memory(annotated, pricer, request)
-    names = named_blocks(pieces_of(annotated.captured), request.recompute)
-    if names is not None:
-        blocks = blocks_of(annotated, pricer, names)
-        return _within_memory(annotated, pricer, request, blocks)
-    return _where_memory_asks(annotated, pricer, request)
-
-
-def _within_memory(
-    annotated: Annotated, pricer: Pricer, request: Request, blocks: tuple[Block, ...] = ()
-) -> Chosen:
     deadline = time.perf_counter() + request.time_limit_s
-    case = Case.of(annotated, pricer, request, blocks)
+    none = request.recompute == "none" or not request.setting.training
+    names = () if none else named_blocks(pieces_of(annotated.captured), request.recompute)
+    blocks = blocks_of(annotated, pricer, names) if names else ()
+    if case is None or blocks:
+        case = Case.of(annotated, pricer, request, blocks)
+    if names is None:
+        return _where_memory_asks(case, annotated, pricer, request, deadline)
     fitting = case.fastest_that_fits(deadline)
     memory = memory_at_peak(case.timeline, fitting.solution.choices)
     return Chosen(fitting.solution, memory, blocks, bool(fitting.moments), fitting.floor)
 
 
-def _where_memory_asks(annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
-    deadline = time.perf_counter() + request.time_limit_s
-    case = Case.of(annotated, pricer, request)
+def _where_memory_asks(
+    case: Case, annotated: Annotated, pricer: Pricer, request: Request, deadline: float
+) -> Chosen:
     fastest = case.fastest(request.time_limit_s)
     memory = memory_at_peak(case.timeline, fastest.choices)
     if case.timeline.totals(fastest.choices).max() <= request.memory_bytes:

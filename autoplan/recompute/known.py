@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from autoplan.memory.liveness import timeline_of
 from autoplan.memory.peak import memory_at_peak
+from autoplan.memory.schedule import Block
 from autoplan.memory.within_memory import Case
 from autoplan.pipelining.pieces import pieces_of
 from autoplan.pricing import Pricer
@@ -31,10 +33,10 @@ class Known:
         Choices are numbers of candidates: where all prices, all bytes and all blocks that may be
         recomputed are equal, number by number, so are the best choices.
         """
-        blocks = blocks_of(annotated, pricer)
-        label = self._label(annotated, pricer, request)
+        case, blocks = Case.of(annotated, pricer, request), blocks_of(annotated, pricer)
+        label = _label(case, pricer, blocks)
         if label not in self._chosen:
-            self._chosen[label] = solve_recomputing(annotated, pricer, request)
+            self._chosen[label] = solve_recomputing(annotated, pricer, request, case)
             return self._chosen[label]
         chosen = self._chosen[label]
         named = {block.sites: block for block in blocks}
@@ -42,32 +44,33 @@ class Known:
         memory = memory_at_peak(timeline_of(annotated, pricer, again), chosen.solution.choices)
         return replace(chosen, recomputed=again, memory=memory)
 
-    def _label(self, annotated: Annotated, pricer: Pricer, request: Request) -> bytes:
-        """A digest of all that decides the choices; names and time limits are aside."""
-        digest = hashlib.blake2b(digest_size=32)
 
-        def take(place: object, array: FloatArray) -> None:
-            digest.update(repr((place, array.shape)).encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+def _label(case: Case, pricer: Pricer, blocks: Sequence[Block]) -> bytes:
+    """A digest of all that decides the choices; names and time limits are aside."""
+    digest = hashlib.blake2b(digest_size=32)
 
-        case, second = Case.of(annotated, pricer, request), SecondRuns.of(annotated, pricer)
-        blocks = blocks_of(annotated, pricer)
-        free = request.recompute == "auto"
-        names = named_blocks(pieces_of(annotated.captured), "all" if free else request.recompute)
-        asked = request.memory_bytes, request.gap, request.setting, free
-        again = [
-            (e.sites, e.again, sorted(e.reading), e.first, e.last, e.name in (names or ()))
-            for e in blocks
-        ]
-        digest.update(repr((asked, again, case.timeline.constants)).encode())
-        for variable in case.problem.variables:
-            take("variable", variable.cost)
-        for edge, matrix in sorted(case.problem.edges.items(), key=lambda item: item[0]):
-            take(edge, matrix)
-        for term in case.timeline.terms:
-            place = term.kind, term.first, term.last, term.site, term.reader, term.made
-            take(place, case.timeline.array(term))
-        for block in blocks:
-            for at in block.again:
-                take(at, second.op_times_s(at))
-        return digest.digest()
+    def take(place: object, array: FloatArray) -> None:
+        digest.update(repr((place, array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+
+    annotated, request = case.annotated, case.request
+    second = SecondRuns.of(annotated, pricer)
+    free = request.recompute == "auto"
+    names = named_blocks(pieces_of(annotated.captured), "all" if free else request.recompute)
+    asked = request.memory_bytes, request.gap, request.setting, free
+    again = [
+        (e.sites, e.again, sorted(e.reading), e.first, e.last, e.name in (names or ()))
+        for e in blocks
+    ]
+    digest.update(repr((asked, again, case.timeline.constants)).encode())
+    for variable in case.problem.variables:
+        take("variable", variable.cost)
+    for edge, matrix in sorted(case.problem.edges.items(), key=lambda item: item[0]):
+        take(edge, matrix)
+    for term in case.timeline.terms:
+        place = term.kind, term.first, term.last, term.site, term.reader, term.made
+        take(place, case.timeline.array(term))
+    for block in blocks:
+        for at in block.again:
+            take(at, second.op_times_s(at))
+    return digest.digest()

@@ -58,7 +58,7 @@ class SecondRuns:
 
     def least_s(self, block: Block) -> float:
         """What a block takes at least, whatever is chosen."""
-        finite = (each[np.isfinite(each)] for each in map(self._op, block.again))
+        finite = (each[np.isfinite(each)] for each in map(self.op_times_s, block.again))
         return float(sum(each.min(initial=np.inf) for each in finite))
 
     def added_to(self, problem: Problem, blocks: Sequence[Block]) -> Problem:
@@ -68,7 +68,7 @@ class SecondRuns:
         builder = ProblemBuilder()
         again = {at for block in blocks for at in block.again}
         for at, variable in enumerate(problem.variables):
-            cost = variable.cost + self._op(at) if at in again else variable.cost
+            cost = variable.cost + self.op_times_s(at) if at in again else variable.cost
             builder.add_variable(variable.name, cost)
         for (u, v), matrix in problem.edges.items():
             builder.add_edge(u, v, matrix)
@@ -84,17 +84,13 @@ class SecondRuns:
 
     def op_s(self, at: int, choice: int) -> float:
         """The second run of one op."""
-        return float(self._op(at)[choice])
-
-    def op_times_s(self, at: int) -> FloatArray:
-        """The second run of one op, of each candidate: [k]."""
-        return self._op(at)
+        return float(self.op_times_s(at)[choice])
 
     @property
     def _runs(self) -> int:
         return self.pricer.setting.microbatches
 
-    def _op(self, at: int) -> FloatArray:
+    def op_times_s(self, at: int) -> FloatArray:
         """Seconds of each candidate: [k]."""
         site = self.annotated.sites[at]
         key = id(site.candidates), site.call and site.call.op

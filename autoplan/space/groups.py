@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from autoplan.parallel import MeshChoice
+from autoplan.pipelining.stages import kind_of
 from autoplan.space.tried import Tried
 
 
@@ -47,21 +48,8 @@ def refines(group: Group, best: Tried) -> bool:
 
 def but_for_schedule(one: Tried, other: Tried) -> bool:
     """Whether two shapes have the same mesh, pipeline ranks and microbatches."""
-    return (one.shape.size, one.shape.microbatches, MeshKey(one.shape.mesh)) == (
+    return (one.shape.size, one.shape.microbatches, kind_of(one.shape.mesh)) == (
         other.shape.size,
         other.shape.microbatches,
-        MeshKey(other.shape.mesh),
+        kind_of(other.shape.mesh),
     )
-
-
-class MeshKey:
-    """A mesh with its schemes, to be compared."""
-
-    def __init__(self, choice: MeshChoice) -> None:
-        self.key = choice.mesh, tuple(choice.schemes.items())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, MeshKey) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)

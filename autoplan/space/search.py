@@ -26,13 +26,14 @@ from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.pipelining.pieces import pieces_of
 from autoplan.pipelining.planner import Piped, search_pipeline
+from autoplan.pipelining.stages import Kind, kind_of
 from autoplan.request import Request
 from autoplan.search import find_on_mesh
 from autoplan.solver.problem import UndecidedError, relative_gap
 from autoplan.space.bounds import compute_s, products_of
 from autoplan.space.captures import Captures
 from autoplan.space.estimate import Layouts
-from autoplan.space.groups import Group, MeshKey, but_for_schedule, refines, simplicity
+from autoplan.space.groups import Group, but_for_schedule, refines, simplicity
 from autoplan.space.progress import Show, live_table
 from autoplan.space.shapes import Shape, request_at
 from autoplan.space.tried import Tried, time_of
@@ -112,7 +113,7 @@ class _Search:
         self.best: Tried | None = None
         self.tried: list[Tried] = []
         self.fewest = 1
-        self.fewest_on: dict[MeshKey, int] = {}
+        self.fewest_on: dict[Kind, int] = {}
 
     def run(self) -> Searched:
         """Estimate, solve, prove."""
@@ -162,7 +163,7 @@ class _Search:
         shapes = self.space.shapes(rows, len(pieces))
         self.fewest = min(shape.microbatches for shape in shapes)
         for shape in shapes:
-            key = MeshKey(shape.mesh)
+            key = kind_of(shape.mesh)
             self.fewest_on[key] = min(shape.microbatches, self.fewest_on.get(key, 1 << 30))
         ranks = {shape.mesh.mesh.num_devices for shape in shapes}
         if self._all_plain(shapes):
@@ -234,10 +235,10 @@ class _Search:
 
     def _groups(self) -> list[Group]:
         """Shapes that differ in microbatches only; without a pipeline first, then few axes."""
-        groups: dict[tuple[int, MeshKey], list[Tried]] = {}
+        groups: dict[tuple[int, Kind], list[Tried]] = {}
         for each in self.tried:
             if each.shape.is_plain:
-                groups.setdefault((each.shape.size, MeshKey(each.shape.mesh)), []).append(each)
+                groups.setdefault((each.shape.size, kind_of(each.shape.mesh)), []).append(each)
         made = [Group(sorted(g, key=lambda t: t.shape.microbatches)) for g in groups.values()]
         return sorted(made, key=lambda g: (g.size, g.mesh.mesh.ndim))
 
@@ -403,18 +404,18 @@ class _Search:
             if self._is_small():
                 self._solve_rest()
             return
-        asked: set[MeshKey] = set()
+        asked: set[Kind] = set()
         now = time.perf_counter()
         until = min(self.deadline, now + max(_LEAST_TIME_S, now - self.start))
         while time.perf_counter() < until and not self._is_proven():
             best = time_of(self.best.found)
             self._rule_out(best)
             left = [t for t in self.tried if t.status not in ("ruled out", "no plan")]
-            left = [t for t in left if t.floor_s < best and MeshKey(t.shape.mesh) not in asked]
+            left = [t for t in left if t.floor_s < best and kind_of(t.shape.mesh) not in asked]
             if not left:
                 break
             each = min(left, key=lambda t: (t.shape.mesh.mesh.ndim, t.floor_s))
-            asked.add(MeshKey(each.shape.mesh))
+            asked.add(kind_of(each.shape.mesh))
             self.show(f"proving {each.shape.mesh.mesh}", self.tried, self.bound)
             self._raise_floors(each.shape.mesh)
         self._rule_out(time_of(self.best.found))
@@ -444,13 +445,13 @@ class _Search:
     def _raise_floors(self, mesh: MeshChoice) -> None:
         work_s = self._whole_s(mesh)
         for each in self.tried:
-            if MeshKey(each.shape.mesh) == MeshKey(mesh):
+            if kind_of(each.shape.mesh) == kind_of(mesh):
                 each.raise_floor(work_s, once=True)
 
     def _whole_s(self, mesh: MeshChoice) -> float:
         """Seconds that no plan on one mesh takes less than, whatever its memory."""
         left_s = max(_LEAST_TIME_S, self.deadline - time.perf_counter())
-        fewest = self.fewest_on[MeshKey(mesh)]
+        fewest = self.fewest_on[kind_of(mesh)]
         request = request_at(self.request, Shape(mesh, fewest))
         request = replace(request, memory_bytes=_UNLIMITED, recompute="none", time_limit_s=left_s)
         try:

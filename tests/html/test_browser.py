@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from autoplan.html.page import html_of
 from autoplan.plan import load_plan
-from tests.html.browser import Page, browser, executable
+from tests.html.browser import Page
 from tests.html.plans import hostile, piped, small
 
 WIDTHS = (400, 1280)
 NAMES = ("small", "piped", "file", "hostile")
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    command = executable()
-    if command is None:
-        pytest.skip("there is no Chromium here")
-    with browser(command) as tab:
-        yield tab()
 
 
 @pytest.fixture(scope="module")

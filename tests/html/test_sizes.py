@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,18 +13,9 @@ from torch import nn
 import autoplan
 from autoplan.html.page import html_of
 from autoplan.plan import Plan
-from tests.html.browser import Page, browser, executable
+from tests.html.browser import Page
 
 MB = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    command = executable()
-    if command is None:
-        pytest.skip("there is no Chromium here")
-    with browser(command) as tab:
-        yield tab()
 
 
 def _planned(model: nn.Module, rows: int, length: int, **options: object) -> Plan:
