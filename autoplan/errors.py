@@ -27,6 +27,10 @@ class HintError(AutoplanError):
     """A hint that matches nothing, or that no strategy can satisfy."""
 
 
+class HintTextError(HintError):
+    """A hint that cannot be read, or that names nothing in the model."""
+
+
 class InfeasibleError(AutoplanError):
     """No plan satisfies the hints and the memory limit together."""
 

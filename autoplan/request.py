@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from autoplan.cost_models import Cluster, Roofline, load_cluster
-from autoplan.errors import ConfigError, HintError
+from autoplan.errors import ConfigError, HintTextError
 from autoplan.hints import Hint, HintValue
 from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice, mesh_choices
@@ -87,7 +87,7 @@ def make_request(
             f"gap is how far from the optimum a plan may be, from 0 to below 1, got {gap!r}."
         )
     if hints is not None and not isinstance(hints, Mapping):
-        raise HintError(
+        raise HintTextError(
             "hints is a dict of paths to layouts, such as {'lm_head.weight': 'S(0)'}, got "
             f"{hints!r}."
         )

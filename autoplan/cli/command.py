@@ -29,6 +29,9 @@ DONE, NO, USAGE, UNFORESEEN, STOPPED = 0, 1, 2, 3, 130
 _NO = {"InfeasibleError", "HintError", "CaptureError", "VerificationError"}
 """Errors that say that there is no plan; the others say what to write instead."""
 
+_WRITTEN = {"HintTextError"}
+"""Of these, what is written wrongly all the same."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -191,7 +194,7 @@ def said_of(error: BaseException) -> tuple[str, int]:
         return f"the model's code ended the process with exit({error.code!r}).", USAGE
     kinds = {each.__name__ for each in type(error).__mro__}
     if "AutoplanError" in kinds:
-        return str(error), NO if kinds & _NO else USAGE
+        return str(error), NO if kinds & _NO and not kinds & _WRITTEN else USAGE
     if isinstance(error, OSError):
         where = f" {str(error.filename)!r}" if error.filename is not None else ""
         return f"cannot use{where}: {error.strerror or error}; check the path.", USAGE

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from autoplan.errors import HintError, LayoutError
+from autoplan.errors import HintTextError, LayoutError
 from autoplan.hints.conditions import Condition, Spread
 from autoplan.hints.text import Clause, Prefer, clauses_of, stage_number
 from autoplan.layouts import Entry, Layout
@@ -104,19 +104,19 @@ def parse_hints(
     named_axes: Sequence[str] = (),
     num_stages: int = 1,
 ) -> tuple[Hint, ...]:
-    """Read the user's hints; raises HintError for a path that matches nothing or a bad layout.
+    """Read the user's hints; raises HintTextError for a path that matches nothing or a bad layout.
 
     `parameters` and `arguments` give the number of dimensions of each path; `named_axes` also names
     axes of size 1, on which any layout is the same; a stage is one of `num_stages`.
     """
     if hints is not None and not isinstance(hints, Mapping):
-        raise HintError(f"hints is a dict of paths to layouts, got {type(hints).__name__}.")
+        raise HintTextError(f"hints is a dict of paths to layouts, got {type(hints).__name__}.")
     axes = tuple(named_axes) or mesh.axes
     modules = sorted(set(modules))
     result: list[Hint] = []
     for pattern, value in (hints or {}).items():
         if not isinstance(pattern, str):
-            raise HintError(
+            raise HintTextError(
                 f"a hint's key is a path such as 'layers.*.fc.weight', got {pattern!r}."
             )
         origin = origin_of(pattern, value)
@@ -133,7 +133,7 @@ def parse_hints(
                     continue
                 result += _clause_hints(clause, kind, named, mesh, axes, origin)
         except LayoutError as error:
-            raise HintError(f"hint {origin}: {error}") from error
+            raise HintTextError(f"hint {origin}: {error}") from error
     return tuple(result)
 
 
@@ -164,14 +164,14 @@ def _place(
 ) -> At:
     if clause.slot == "op":
         if not ndims:
-            raise HintError(
+            raise HintTextError(
                 f"hint {origin}: 'op' speaks of the ops of modules, and no module has this path."
             )
         return "op"
     if kind == "parameter":
         return "use" if clause.slot == "use" else "storage"
     if clause.slot != "value":
-        raise HintError(
+        raise HintTextError(
             f"hint {origin}: {clause.slot!r} is for parameters; for the result of a module, or an "
             "argument, write the layout alone."
         )
@@ -225,7 +225,7 @@ def _named(
         return "parameter", {name: parameters[name] for name in names}
     matched = fnmatch.filter(arguments, pattern) or _matching_modules(pattern, modules)
     if not matched:
-        raise HintError(_no_match(pattern, [*parameters, *modules, *arguments]))
+        raise HintTextError(_no_match(pattern, [*parameters, *modules, *arguments]))
     return "value", {name: arguments.get(name) for name in matched}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from autoplan.cleanup.pins import HINT, PinnedValue
 from autoplan.cleanup.places import innermost, is_users
-from autoplan.errors import HintError, LayoutError
+from autoplan.errors import HintTextError, LayoutError
 from autoplan.hints import Hint, HintValue, conditions_by_axis, with_conditions
 from autoplan.hints.conditions import Condition
 from autoplan.hints.text import Clause, clauses_of, stage_number, text_of
@@ -26,7 +26,7 @@ def hint(x: torch.Tensor, layout: HintValue) -> torch.Tensor:
     Without a plan it does nothing. Under a plan the value lies as asked when it is read, whatever
     reads it. `layout` is any hint of a value: "S(1)", "(B, S(0))", "!S", Prefer("S(1)", ms=0.5); or
     the pipeline stage that computes it: "stage: 1".
-    Raises HintError, with file and line of the call, for a layout that cannot be read or that
+    Raises HintTextError, with file and line of the call, for a layout that cannot be read or that
     speaks of dimensions which `x` does not have.
     """
     if torch.compiler.is_dynamo_compiling():
@@ -35,8 +35,8 @@ def hint(x: torch.Tensor, layout: HintValue) -> torch.Tensor:
         if not isinstance(x, torch.Tensor):
             raise LayoutError(f"it pins a tensor, got {type(x).__name__}.")
         _check(clauses_of(layout), x.ndim)
-    except (LayoutError, HintError) as error:
-        raise HintError(f"autoplan.hint(..., {layout!r}) at {_place()}: {error}") from error
+    except (LayoutError, HintTextError) as error:
+        raise HintTextError(f"autoplan.hint(..., {layout!r}) at {_place()}: {error}") from error
     if not _MARKING.get():
         return x
     marked: torch.Tensor = HINT(x, layout if isinstance(layout, str) else text_of(layout), _place())
@@ -61,7 +61,7 @@ def hints_in_forward(
 ) -> tuple[Hint, ...]:
     """The hints of a captured model's `pins` on `mesh`; `named_axes` also names those of size 1.
 
-    Raises HintError where a hint names another axis, has another number of entries, or asks for
+    Raises HintTextError where a hint names another axis, has another number of entries, or asks for
     none of the `num_stages` stages.
     """
     result: list[Hint] = []
@@ -80,7 +80,7 @@ def hints_in_forward(
                     found = with_conditions(found, conditions).on(mesh)
                 result.append(found)
         except LayoutError as error:
-            raise HintError(f"{origin}: {error}") from error
+            raise HintTextError(f"{origin}: {error}") from error
     return tuple(result)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from autoplan.capture import Captured
-from autoplan.errors import HintError, LayoutError
+from autoplan.errors import HintError, HintTextError, LayoutError
 from autoplan.hints import At, Hint
 from autoplan.layouts import Entry
 from autoplan.mesh import Mesh
@@ -111,15 +111,15 @@ class Narrowing:
         return self._narrow(candidates, [(hint, _read) for hint in pins], path)
 
     def refuse_idle(self) -> None:
-        """Raise HintError for a hint on an index that no op of its modules has."""
+        """Raise HintTextError for a hint on an index that no op of its modules has."""
         for origin, labels in self._indices.items():
             if origin not in self._met and not labels:
-                raise HintError(
+                raise HintTextError(
                     f"hint {origin} speaks of ops, and the modules that it names have none of "
                     "their own; name the modules inside them."
                 )
             if origin not in self._met:
-                raise HintError(
+                raise HintTextError(
                     f"hint {origin} names an index that no op there is split over on mesh "
                     f"{self.mesh}; there are {', '.join(sorted(labels))}. plan.explain(path) shows "
                     "the ops."
@@ -246,7 +246,7 @@ def _pinned_values(
 def nodes_pinned(captured: Captured, hints: Sequence[Hint]) -> list[tuple[fx.Node, Hint]]:
     """The nodes whose values hints speak of, each with its hint for a value of that shape.
 
-    Raises HintError for a hint on modules of which none computes a tensor that others read.
+    Raises HintTextError for a hint on modules of which none computes a tensor that others read.
     """
     hints = [hint for hint in hints if hint.at == "value"]
     if not hints:
@@ -269,7 +269,7 @@ def nodes_pinned(captured: Captured, hints: Sequence[Hint]) -> list[tuple[fx.Nod
     origins = {hint.origin for _, hint in pinned}
     for hint in hints:
         if hint.origin not in origins and not hint.elsewhere:
-            raise HintError(
+            raise HintTextError(
                 f"hint {hint} names modules, none of which computes a tensor that others read; "
                 "name one that does, or use autoplan.hint inside forward."
             )
@@ -286,7 +286,7 @@ def _resolved(hint: Hint, nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, Hint]
         except LayoutError as error:
             failure = error
     if failure is not None and not result:
-        raise HintError(f"hint {hint}: {failure}")
+        raise HintTextError(f"hint {hint}: {failure}")
     return result
 
 

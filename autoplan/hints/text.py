@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from autoplan.errors import HintError, LayoutError
+from autoplan.errors import HintTextError, LayoutError
 from autoplan.hints.conditions import ANY, SPLIT, Condition, Spread, spread_text
 from autoplan.layouts import Broadcast, Entry, Layout, Partial, Split, parse_entry
 
@@ -59,7 +59,7 @@ class Prefer:
     """A soft hint: the plan may lie otherwise, as if that cost `ms` milliseconds a step.
 
     The price is per tensor that the hint names, and no part of the plan's step time. As text:
-    `"S(1) ~ 0.5 ms"`. Raises HintError for a price that is no positive number.
+    `"S(1) ~ 0.5 ms"`. Raises HintTextError for a price that is no positive number.
     """
 
     layout: Any
@@ -68,7 +68,7 @@ class Prefer:
     def __post_init__(self) -> None:
         number = isinstance(self.ms, (int, float)) and not isinstance(self.ms, bool)
         if not number or not 0 < self.ms < math.inf:
-            raise HintError(
+            raise HintTextError(
                 f"Prefer({self.layout!r}, ms={self.ms!r}): the price is a positive number of "
                 "milliseconds; write the layout alone for a hint that must hold."
             )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoplan.capture import Captured
-from autoplan.errors import HintError
+from autoplan.errors import HintError, HintTextError
 from autoplan.hints import Hint
 from autoplan.pipelining.pieces import Pieces
 
@@ -33,11 +33,11 @@ def stages_by_piece(
 ) -> tuple[int | None, ...]:
     """The stage that a map fixes for each piece; None for stray pieces that it does not count.
 
-    A map has an entry for every outermost block, every block, or every piece. Raises HintError for
-    any other length, naming these, and for a stage that is not below `num_stages`.
+    A map has an entry for every outermost block, every block, or every piece. Raises
+    HintTextError for any other length, naming these, and for a stage not below `num_stages`.
     """
     if max(stage_map, default=0) >= num_stages:
-        raise HintError(
+        raise HintTextError(
             f"{stage_map_text(stage_map)} names stage {max(stage_map)}, and the plan has "
             f"{num_stages}."
         )
@@ -50,7 +50,7 @@ def stages_by_piece(
         return tuple(next(numbers) if is_block else None for is_block in pieces.blocks)
     if length == len(pieces):
         return tuple(stage_map)
-    raise HintError(_wrong_length(stage_map, pieces))
+    raise HintTextError(_wrong_length(stage_map, pieces))
 
 
 def _wrong_length(stage_map: Sequence[int], pieces: Pieces) -> str:

@@ -25,6 +25,8 @@ from tests.cli.conftest import NET, Cli
         (["verify", NET, "-d", "2", "--precision", "double"], "float64 or model, got 'double'"),
         (["verify", NET, "-d", "2", "--meta"], "which are needed here"),
         (["verify", "hf:gpt2", "--plan", "no.toml"], "cannot read plan file 'no.toml'"),
+        (["plan", NET, "-d", "2", "-c", "cpu", "--hint", "up.wieght=S(0)"], "mean 'up.weight'?"),
+        (["plan", NET, "-d", "2", "-c", "cpu", "--hint", "up.weight=S(7)"], "of 'up.weight'"),
     ],
 )
 def test_usage_ends_with_2_and_one_message(cli: Cli, arguments: list[str], message: str) -> None:
@@ -52,6 +54,12 @@ def test_no_plan_ends_with_1(cli: Cli) -> None:
     assert said.code == said.json["exit_code"] == 1
     assert said.json["error"]["kind"] == "InfeasibleError"
     assert "5 kB" in said.err
+
+
+def test_hints_that_no_plan_satisfies_end_with_1(cli: Cli) -> None:
+    said = cli("plan", NET, "-d", "2", "-c", "cpu", "--hint", "up.weight=P", "--json")
+    assert said.code == said.json["exit_code"] == 1
+    assert said.json["error"]["kind"] == "HintError"
 
 
 def test_an_unknown_path_suggests_the_nearest(cli: Cli, saved: Path) -> None:
