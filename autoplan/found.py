@@ -16,7 +16,10 @@ from autoplan.solver import Solution
 
 @dataclass(frozen=True)
 class Found:
-    """The best choices on one mesh. The objective of the solution also counts soft hints."""
+    """The best choices on one mesh. The objective of the solution also counts soft hints.
+
+    limited: whether choices that are faster may take too much memory.
+    """
 
     hints: tuple[Hint, ...]
     annotated: Annotated
@@ -24,6 +27,7 @@ class Found:
     solution: Solution
     memory: Memory
     recomputed: tuple[Block, ...] = ()
+    limited: bool = True
 
     @property
     def step_time_s(self) -> float:

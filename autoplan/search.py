@@ -97,7 +97,8 @@ def find_with_hints(
         return annotated, solve_one(annotated, pricer, request)
 
     annotated, chosen = solve_lean_where_memory_asks(solve, request, hints, mesh)
-    return Found(hints, annotated, pricer, chosen.solution, chosen.memory, chosen.recomputed)
+    best = chosen.solution, chosen.memory, chosen.recomputed, chosen.limited
+    return Found(hints, annotated, pricer, *best)
 
 
 def hints_on(captured: Captured, request: Request, choice: MeshChoice) -> tuple[Hint, ...]:

@@ -65,6 +65,8 @@ class Frame:
     wholes: Mapping[Kind, Found]
     deadline: float
     _solved: dict[Any, Found | InfeasibleError] = field(default_factory=dict)
+    _fastest: dict[Any, Found] = field(default_factory=dict)
+    """Of stages that were solved, the best whatever the memory limit."""
     _equal: Known = field(default_factory=Known)
 
     @property
@@ -328,7 +330,11 @@ def _solved(
     shared = tuple(path for path in parts.shared if number in parts.shared[path])
     first, last = number == 0, number == frame.num_stages - 1
     setting = frame.setting(number)
-    key = (mine, kind_of(choice), setting, shared, first, last, memory_bytes)
+    alone = (mine, kind_of(choice), setting, shared, first, last)
+    fastest = frame._fastest.get(alone)
+    if fastest is not None and fastest.peak_memory_bytes <= memory_bytes:
+        return fastest
+    key = (*alone, memory_bytes)
     if key not in frame._solved:
         request = replace(
             frame.request,
@@ -353,6 +359,8 @@ def _solved(
     result = frame._solved[key]
     if isinstance(result, InfeasibleError):
         raise _of_stage(frame, number, mine, result) from result
+    if not result.limited:
+        frame._fastest[alone] = result
     return result
 
 

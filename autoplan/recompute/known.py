@@ -25,7 +25,10 @@ from autoplan.sites import Annotated
 class Known:
     """What was chosen for every problem that was solved; equal ones are solved once."""
 
-    _chosen: dict[bytes, Chosen] = field(default_factory=dict)
+    _chosen: dict[tuple[bytes, int], Chosen] = field(default_factory=dict)
+    """By label and memory limit."""
+    _fastest: dict[bytes, Chosen] = field(default_factory=dict)
+    """By label, the best whatever the limit."""
 
     def solve(self, annotated: Annotated, pricer: Pricer, request: Request) -> Chosen:
         """As `solve_recomputing`, of this model or of one that differs from it in names only.
@@ -34,11 +37,16 @@ class Known:
         recomputed are equal, number by number, so are the best choices.
         """
         case, blocks = Case.of(annotated, pricer, request), blocks_of(annotated, pricer)
-        label = _label(case, pricer, blocks)
-        if label not in self._chosen:
-            self._chosen[label] = solve_recomputing(annotated, pricer, request, case)
-            return self._chosen[label]
-        chosen = self._chosen[label]
+        label, limit = _label(case, pricer, blocks), request.memory_bytes
+        chosen = self._fastest.get(label)
+        if chosen is None or chosen.memory.total > limit:
+            chosen = self._chosen.get((label, limit))
+        if chosen is None:
+            chosen = solve_recomputing(annotated, pricer, request, case)
+            self._chosen[label, limit] = chosen
+            if not chosen.limited:
+                self._fastest[label] = chosen
+            return chosen
         named = {block.sites: block for block in blocks}
         again = tuple(named[block.sites] for block in chosen.recomputed)
         memory = memory_at_peak(timeline_of(annotated, pricer, again), chosen.solution.choices)
@@ -46,7 +54,7 @@ class Known:
 
 
 def _label(case: Case, pricer: Pricer, blocks: Sequence[Block]) -> bytes:
-    """A digest of all that decides the choices; names and time limits are aside."""
+    """A digest of all that decides the choices but the memory limit; names and time are aside."""
     digest = hashlib.blake2b(digest_size=32)
 
     def take(place: object, array: FloatArray) -> None:
@@ -57,7 +65,7 @@ def _label(case: Case, pricer: Pricer, blocks: Sequence[Block]) -> bytes:
     second = SecondRuns.of(annotated, pricer)
     free = request.recompute == "auto"
     names = named_blocks(pieces_of(annotated.captured), "all" if free else request.recompute)
-    asked = request.memory_bytes, request.gap, request.setting, free
+    asked = request.gap, request.setting, free
     again = [
         (e.sites, e.again, sorted(e.reading), e.first, e.last, e.name in (names or ()))
         for e in blocks

@@ -15,6 +15,7 @@ from autoplan.capture import Captured, capture
 from autoplan.pipelining.pieces import pieces_of
 from autoplan.pipelining.planner import search_pipeline
 from autoplan.pipelining.splitting import split
+from autoplan.pipelining.stages import solve_stages
 from autoplan.recompute.choose import solve_recomputing
 from autoplan.recompute.known import Known
 from autoplan.request import Request, make_request
@@ -90,6 +91,44 @@ def test_another_limit_is_another_problem(asked: Request, monkeypatch: pytest.Mo
     for memory, calls in ((1 << 40, 1), (30_000, 2), (1 << 40, 2), (29_999, 3)):
         everything.solve(annotated, pricer, replace(asked, memory_bytes=memory))
         assert counted.calls == calls
+
+
+def test_a_limit_that_the_fastest_keeps_is_no_other_problem(
+    asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, everything = Counted(monkeypatch), Known()
+    (choice,) = asked.meshes
+    _, stage, _ = stages((32,) * 6, (0, 0, 1, 1, 2, 2))
+    annotated = annotate(stage, choice.mesh, RULES)
+    pricer = asked.pricer(choice.mesh)
+    fastest = solve_recomputing(annotated, pricer, asked)
+    assert not fastest.limited
+    held = fastest.memory.total
+    for memory, calls in ((1 << 40, 1), (held, 1), (held + 1, 1), (held - 8, 2), (1 << 40, 2)):
+        limited = replace(asked, memory_bytes=memory)
+        found = everything.solve(annotated, pricer, limited)
+        alone = solve_recomputing(annotated, pricer, limited)
+        assert found.solution.choices == alone.solution.choices
+        assert found.recomputed == alone.recomputed
+        assert counted.calls == calls
+
+
+@pytest.mark.parametrize("memory", [None, 90_000, 70_000])
+def test_cuts_that_share_stages_are_solved_as_if_each_were_alone(memory: int | None) -> None:
+    """Of interleaved stages each cut gives others a part of the memory."""
+    parallel = {"pipeline": {"size": 2, "schedule": "interleaved-1f1b"}, "data": 2}
+    asked = make_request(4, "cpu", parallel, microbatches=4)
+    if memory is not None:
+        asked = replace(asked, memory_bytes=memory)
+    captured = capture(Deep((32, 16, 48, 32, 24, 32)), (torch.zeros(16, 16),))
+    found = search_pipeline(captured, asked).staged
+    alone = solve_stages(
+        replace(found.frame, _solved={}, _fastest={}, _equal=Known()), found.stage_of
+    )
+    assert [each.solution.choices for each in found.stages] == [
+        each.solution.choices for each in alone.stages
+    ]
+    assert found.memory_bytes == alone.memory_bytes
 
 
 class Layer(nn.Module):
