@@ -28,6 +28,7 @@ from autoplan.pipelining.planner import Piped, search_pipeline
 from autoplan.pipelining.splitting import Split
 from autoplan.plan import Plan
 from autoplan.pricing import Pricer
+from autoplan.progress import waiting
 from autoplan.registry import rules_in_force
 from autoplan.request import Request, make_request
 from autoplan.runtime.batches import Example, batch_size, microbatches, whole_batch
@@ -80,7 +81,8 @@ def plan_captured(
     or InfeasibleError if none works, naming a smallest set of demands that conflict and the
     cheapest one to give up.
     """
-    with settled_heap():
+    searched = waiting("comparing with known schemes")
+    with settled_heap(), contextlib.nullcontext() if found is None else searched:
         return _plan_captured(captured, request, model, found, tried)
 
 

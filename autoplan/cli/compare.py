@@ -13,10 +13,10 @@ from rich.table import Table
 
 from autoplan.cli.arguments import Model, ModelCommand, ModelOptions, RequestOptions
 from autoplan.cli.command import DONE, NO, Result, described
-from autoplan.cli.console import counting, silent
 from autoplan.cli.documents import summary
 from autoplan.cli.models import Built
 from autoplan.cli.planned import built_for, planned
+from autoplan.progress import counting, silent
 
 if TYPE_CHECKING:
     from autoplan.plan import Plan

@@ -1,18 +1,13 @@
-"""Where a command prints: results on standard output, messages and progress on standard error."""
+"""Where a command prints: results on standard output, messages on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
-
-Say = Callable[[str], None]
-"""Called with what is being done now."""
 
 _NO_TERMINAL_WIDTH = 118
 
@@ -32,47 +27,6 @@ def _console(stderr: bool) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(stderr=stderr, width=_NO_TERMINAL_WIDTH)
     return console
-
-
-@contextlib.contextmanager
-def waiting(doing: str) -> Iterator[Say]:
-    """A spinner with the seconds so far; nothing where standard error is no terminal."""
-    console = messages()
-    if not _is_live(console):
-        yield silent
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), Elapsed())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(doing, total=None)
-        yield lambda now: progress.update(task, description=now)
-
-
-@contextlib.contextmanager
-def counting(total: int) -> Iterator[Say]:
-    """A bar over `total` steps, one further with every call but the first."""
-    console = messages()
-    if not _is_live(console):
-        yield silent
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), Elapsed(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total)
-        begun = False
-
-        def say(now: str) -> None:
-            nonlocal begun
-            progress.update(task, description=now, advance=1 if begun else 0)
-            begun = True
-
-        yield say
-
-
-def _is_live(console: Console) -> bool:
-    return sys.stderr.isatty() and console.is_terminal
-
-
-def silent(now: str) -> None:
-    """Shows nothing."""
 
 
 @contextlib.contextmanager

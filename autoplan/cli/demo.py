@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from autoplan.cli.command import DONE, NO, Result, described
-from autoplan.cli.console import counting, messages, waiting
+from autoplan.cli.console import messages
 from autoplan.cli.documents import plan_document
 from autoplan.cli.run import Launch, launch
+from autoplan.progress import counting, waiting
 
 _LARGEST_DIFFERENCE = 1e-3
 """Of a loss, after some tens of steps in float32."""

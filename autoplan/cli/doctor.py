@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoplan.cli.command import DONE, NO, Result, described
-from autoplan.cli.console import counting
+from autoplan.progress import counting
 
 Status = Literal["ok", "missing", "failed"]
 

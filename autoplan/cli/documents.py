@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,9 @@ def summary(plan: Plan) -> dict[str, Any]:
 
 def communication(plan: Plan) -> dict[str, Any]:
     """Collectives of a step, without those of outputs that only a call returns."""
-    rows = [row for row in plan.collectives if row.phase != "outputs"]
-    return {
-        "count": sum(row.count for row in rows),
-        "bytes": sum(row.bytes * row.count for row in rows),
-        "time_s": sum(row.time_s for row in rows),
-    }
+    from autoplan.repeated import moved_in_a_step
+
+    return dataclasses.asdict(moved_in_a_step(plan))
 
 
 def plan_document(plan: Plan, files: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import typer
 
 from autoplan.cli.arguments import ModelCommand, ModelOptions, OptionalModel, RequestOptions
 from autoplan.cli.command import Result, described
-from autoplan.cli.console import waiting
 from autoplan.cli.models import is_model
 from autoplan.cli.plan import print_report
 from autoplan.cli.planned import built_for, plan_of_file, planned
+from autoplan.progress import waiting
 
 if TYPE_CHECKING:
     from autoplan.plan import Plan

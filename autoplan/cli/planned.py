@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoplan.cli.arguments import FileOptions, ModelOptions, RequestOptions
-from autoplan.cli.console import waiting
 from autoplan.cli.models import Built, build
 from autoplan.cli.request import make, options_of
+from autoplan.progress import waiting
 
 if TYPE_CHECKING:
     from autoplan.plan import Plan

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from autoplan.cli.arguments import FileOptions, ModelCommand, ModelOptions, OptionalModel
 from autoplan.cli.command import DONE, NO, Result, described
-from autoplan.cli.console import waiting
 from autoplan.cli.documents import summary
 from autoplan.cli.plan import shown
 from autoplan.cli.planned import plan_of_file
+from autoplan.progress import waiting
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)]
 

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from autoplan.cli.arguments import Model, ModelCommand, ModelOptions, RequestOptions
 from autoplan.cli.command import DONE, NO, Result, described
-from autoplan.cli.console import waiting
 from autoplan.cli.models import build
 from autoplan.cli.planned import planned
 from autoplan.cli.request import options_of
+from autoplan.progress import waiting
 
 if TYPE_CHECKING:
     from autoplan.verify import Check

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from autoplan.progress import is_live
 from autoplan.space.tried import Tried
 from autoplan.units import seconds
 
@@ -30,19 +30,26 @@ def silent(doing: str, tried: Sequence[Tried], bound: float) -> None:
 def live_table(wanted: bool | None) -> Iterator[Show]:
     """A table that follows the search; None: where standard error is a terminal."""
     console = Console(stderr=True)
-    if wanted is False or (wanted is None and not (sys.stderr.isatty() and console.is_terminal)):
+    if wanted is False or (wanted is None and not is_live(console)):
         yield silent
         return
     started, last = time.perf_counter(), 0.0
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    doing, table = "", Table(box=None)
 
-        def show(doing: str, tried: Sequence[Tried], bound: float) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            if now - last >= _EVERY_S:
-                last = now
-                line = f"{doing}, {now - started:.0f} s; Ctrl-C takes the best so far"
-                live.update(Group(table_of(tried, bound), Text(line)), refresh=True)
+    def render() -> Group:
+        took = f"{time.perf_counter() - started:.0f} s"
+        stop = "; Ctrl-C takes the best so far" if table.columns else ""
+        return Group(table, Text(f"{doing}, {took}{stop}"))
+
+    with Live(console=console, transient=True, get_renderable=render) as live:
+
+        def show(now: str, tried: Sequence[Tried], bound: float) -> None:
+            nonlocal doing, table, last
+            doing = now
+            if time.perf_counter() - last >= _EVERY_S:
+                last = time.perf_counter()
+                table = table_of(tried, bound) if tried else table
+                live.refresh()
 
         yield show
 

@@ -157,6 +157,7 @@ class _Search:
 
     def _begin(self) -> None:
         """All shapes, with the time that computing takes whatever is communicated."""
+        self.show("capturing the model", (), self.bound)
         fixed = self.space.microbatches
         rows = self.captures.rows
         pieces = pieces_of(self.captures.priced(fixed or self.captures.any))

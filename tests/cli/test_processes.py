@@ -65,9 +65,18 @@ finally:
         assert heavy == "[]"
 
 
-def test_progress_goes_to_a_terminal_and_a_document_to_standard_output() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        (("--preset", "ddp"), ("loading autoplan", "planning")),
+        (("--microbatches", "auto"), ("capturing the model", "comparing with known schemes")),
+    ],
+)
+def test_progress_goes_to_a_terminal_and_a_document_to_standard_output(
+    arguments: Sequence[str], stages: Sequence[str]
+) -> None:
     ours, theirs = pty.openpty()
-    command = [*COMMAND, "plan", NET, "-d", "2", "-c", "cpu", "--preset", "ddp", "--json"]
+    command = [*COMMAND, "plan", NET, "-d", "2", "-c", "cpu", *arguments, "--json"]
     environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True
@@ -83,12 +92,11 @@ def test_progress_goes_to_a_terminal_and_a_document_to_standard_output() -> None
             if not more:
                 break
             seen += more
-        assert json.loads(process.stdout.read())["scheme"] == "DDP 2"
+        assert json.loads(process.stdout.read())["devices"] == 2
     os.close(ours)
     assert process.returncode == 0
     text = seen.decode()
-    assert "planning" in text
-    assert "loading autoplan" in text
+    assert [each for each in stages if each not in text] == []
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(saved: Path) -> None:
