@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from autoplan.hints.pins import PinPrice
-from autoplan.plan import Collective, OperationRow, Plan, TensorRow
+from autoplan.plan import OperationRow, Plan
 from autoplan.policies import POLICY_TEXTS
-from autoplan.report_pipeline import (
-    located_collectives,
-    located_tensors,
-    numbers,
-    print_pipeline,
-    proven_of_pipeline,
+from autoplan.repeated import (
+    Moved,
+    moved_in_a_step,
+    read_otherwise,
+    repeated_collectives,
+    repeated_tensors,
+    template,
 )
+from autoplan.report_pipeline import numbers, print_pipeline, proven_of_pipeline
 from autoplan.schemes import scheme_of
 from autoplan.units import seconds, size
 
@@ -101,33 +102,20 @@ def _shapes(console: Console, plan: Plan) -> None:
     console.print(table, markup=False, highlight=False)
 
 
-def _template(path: str) -> str:
-    """A path with its block numbers taken out."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
-
-
 def _tensors(console: Console, plan: Plan) -> None:
     """Every tensor once, those of repeated blocks with equal layouts together."""
     console.print("\nlayouts (* is any block; a parameter stored and read differently shows both)")
-    groups: dict[tuple[object, ...], list[tuple[TensorRow, int]]] = {}
-    for row, stage in located_tensors(plan):
-        key = (_template(row.path), row.kind, row.shape, row.layout, row.use, row.policy)
-        groups.setdefault(key, []).append((row, stage))
     table = Table(box=None, pad_edge=False)
     for column in ("path", "kind", "logical", "local", "layout", "times"):
         table.add_column(column, justify="right" if column == "times" else "left", overflow="fold")
     _add_stages(table, plan)
-    for rows in groups.values():
-        row = rows[0][0]
-        layout = row.layout
-        if row.use and row.use != row.layout and row.use.replace("B/P", "B") != row.layout:
-            layout = f"{row.layout} read {row.use}"
+    for each in repeated_tensors(plan):
+        row = each.first
+        layout = f"{row.layout} read {row.use}" if read_otherwise(row) else row.layout
         layout += POLICY_TEXTS[row.policy]
-        times = len({each.path for each, _ in rows})
-        path = _template(row.path) if times > 1 else row.path
         shapes = str(list(row.shape)), str(list(row.local_shape))
-        stages = numbers([stage for _, stage in rows])
-        _add_row(table, (path, row.kind, *shapes, layout, str(times)), stages)
+        texts = (each.path, row.kind, *shapes, layout, str(each.times))
+        _add_row(table, texts, numbers(each.stages))
     console.print(table, markup=False, highlight=False)
 
 
@@ -147,32 +135,25 @@ def _collectives(console: Console, plan: Plan) -> None:
     if not plan.collectives:
         console.print("  none")
         return
-    groups: dict[tuple[str, ...], list[tuple[Collective, int]]] = {}
-    for row, stage in located_collectives(plan):
-        key = (row.phase, row.direction, row.kind, row.axis, str(row.bytes), _template(row.path))
-        groups.setdefault(key, []).append((row, stage))
     table = Table(box=None, pad_edge=False)
     for column in ("phase", "direction", "kind", "axis", "bytes", "count", "time", "where"):
         right = column in ("bytes", "count", "time")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     _add_stages(table, plan)
-    for (phase, direction, kind, axis, _, where), rows in groups.items():
-        path = where if len(rows) > 1 else rows[0][0].path
-        count = sum(row.count for row, _ in rows)
-        time = sum(row.time_s for row, _ in rows)
-        texts = (phase, direction, kind, axis, size(rows[0][0].bytes), str(count), seconds(time))
-        _add_row(table, (*texts, path or "the model"), numbers([stage for _, stage in rows]))
+    for each in repeated_collectives(plan):
+        row, all_of = each.first, Moved.by(each.rows)
+        numbers_of = size(row.bytes), str(all_of.count), seconds(all_of.time_s)
+        texts = (row.phase, row.direction, row.kind, row.axis, *numbers_of)
+        _add_row(table, (*texts, each.path or "the model"), numbers(each.stages))
     console.print(table, markup=False, highlight=False)
-    step = [row for row in plan.collectives if row.phase != "outputs"]
-    moved = sum(row.bytes * row.count for row in step)
-    count = sum(row.count for row in step)
+    moved = moved_in_a_step(plan)
     everywhere = "" if plan.pipeline is None else ", all stages together"
     console.print(
-        f"  a step{everywhere}: {count} collective{'s' * (count != 1)}, {size(moved)}, "
-        f"{seconds(sum(row.time_s for row in step))}",
+        f"  a step{everywhere}: {moved.count} collective{'s' * (moved.count != 1)}, "
+        f"{size(moved.bytes)}, {seconds(moved.time_s)}",
         highlight=False,
     )
-    if len(step) < len(plan.collectives):
+    if any(row.phase == "outputs" for row in plan.collectives):
         console.print("  phase outputs: only where a call returns more than the loss")
 
 
@@ -196,7 +177,7 @@ def _memory(console: Console, plan: Plan) -> None:
     if memory.moment:
         console.print(f"  reached in {memory.moment}", markup=False, highlight=False)
     if plan.recomputed:
-        blocks = dict.fromkeys(map(_template, plan.recomputed))
+        blocks = dict.fromkeys(map(template, plan.recomputed))
         console.print(
             f"  recomputed in backward: {len(plan.recomputed)} blocks ({', '.join(blocks)}), "
             f"{seconds(plan.recomputation_s)} of a step",
@@ -273,6 +254,6 @@ def _signed(value: float, spell: Callable[[float], str]) -> str:
 
 
 def _places(rows: Sequence[OperationRow]) -> str:
-    paths = list(dict.fromkeys(_template(row.path) or "the model itself" for row in rows))
+    paths = list(dict.fromkeys(template(row.path) or "the model itself" for row in rows))
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return "in " + ", ".join(paths[:3]) + more

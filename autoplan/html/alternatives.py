@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoplan.errors import AutoplanError
-from autoplan.html.tables import template
 from autoplan.html.tree import Node, Tree
 from autoplan.html.wiring import Asked
 from autoplan.memory.timeline import FloatArray, Term
+from autoplan.repeated import template
 from autoplan.solver import ProblemBuilder, restrict, solve
 
 BUDGET_S = 8.0

@@ -7,6 +7,7 @@ from html import escape
 from autoplan.html.markup import Cell, bullets, paragraphs, section, table
 from autoplan.html.words import (
     Share,
+    fitting_baselines,
     glossary,
     headline,
     percent,
@@ -63,14 +64,10 @@ def _figures(plan: Plan) -> list[str]:
             f"{limit} of {size(plan.memory_limit_bytes)}",
         ),
     ]
-    fitting = [
-        each
-        for each in plan.baselines
-        if each.step_time_s and (each.peak_memory_bytes or 0) <= plan.memory_limit_bytes
-    ]
+    fitting = fitting_baselines(plan)
     if fitting and plan.step_time_s:
-        best = min(fitting, key=lambda each: each.step_time_s or 0.0)
-        ratio = (best.step_time_s or 0.0) / plan.step_time_s
+        best, time_s = fitting[0]
+        ratio = time_s / plan.step_time_s
         figures.append(
             figure("Against the best baseline", f"{ratio:.2f} ×", f"speed of {best.name}")
         )

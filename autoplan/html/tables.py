@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from autoplan.html.markup import Cell, bullets, paragraphs, section, table
 from autoplan.html.words import layout_words
-from autoplan.plan import Collective, Plan, TensorRow
+from autoplan.plan import Plan
 from autoplan.policies import POLICY_TEXTS
-from autoplan.report_pipeline import (
-    located_collectives,
-    located_tensors,
-    numbers,
-    proven_of_pipeline,
+from autoplan.repeated import (
+    Moved,
+    moved_in_a_step,
+    read_otherwise,
+    repeated_collectives,
+    repeated_tensors,
 )
+from autoplan.report_pipeline import numbers, proven_of_pipeline
 from autoplan.units import seconds, size
-
-
-def template(path: str) -> str:
-    """A path with its block numbers taken out."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.|$)", "*", path)
 
 
 def collectives(plan: Plan) -> str:
     """All collectives of a step, those of repeated blocks together."""
-    groups: dict[tuple[str, ...], list[tuple[Collective, int]]] = {}
-    for row, stage in located_collectives(plan):
-        key = (row.phase, row.direction, row.kind, row.axis, str(row.bytes), template(row.path))
-        groups.setdefault(key, []).append((row, stage))
     rows = []
-    for (phase, direction, kind, axis, _, where), members in groups.items():
-        first = members[0][0]
-        count = sum(row.count for row, _ in members)
-        time_s = sum(row.time_s for row, _ in members)
-        path = where if len(members) > 1 else first.path
+    for each in repeated_collectives(plan):
+        row, all_of = each.first, Moved.by(each.rows)
         cells: list[Cell | str] = [
-            kind, axis, phase, direction, Cell(size(first.bytes), first.bytes),
-            Cell(str(count), count), Cell(seconds(time_s), time_s),
-            Cell(path or "the model", code=True),
+            row.kind, row.axis, row.phase, row.direction, Cell(size(row.bytes), row.bytes),
+            Cell(str(all_of.count), all_of.count), Cell(seconds(all_of.time_s), all_of.time_s),
+            Cell(each.path or "the model", code=True),
         ]  # fmt: skip
         if plan.pipeline is not None:
-            cells.append(numbers([stage for _, stage in members]))
-        rows.append((time_s, cells))
-    rows.sort(key=lambda row: -row[0])
+            cells.append(numbers(each.stages))
+        rows.append((all_of.time_s, cells))
+    rows.sort(key=lambda one: -one[0])
     head = ["kind", "axis", "phase", "direction", "bytes of one", "count", "time of all", "where"]
     head += ["stages"] if plan.pipeline is not None else []
-    step = [row for row in plan.collectives if row.phase != "outputs"]
+    moved = moved_in_a_step(plan)
     outputs = ", outputs only where a call returns more than the loss"
-    outputs = outputs if len(step) < len(plan.collectives) else ""
+    outputs = outputs if any(row.phase == "outputs" for row in plan.collectives) else ""
     told = (
-        f"{sum(row.count for row in step)} collectives a step, "
-        f"{size(sum(row.bytes * row.count for row in step))}, "
-        f"{seconds(sum(row.time_s for row in step))}"
+        f"{moved.count} collectives a step, {size(moved.bytes)}, {seconds(moved.time_s)}"
         f"{', all stages together' if plan.pipeline else ''}. "
         f"Phase prologue is once a step, body once a microbatch{outputs}."
     )
@@ -65,25 +52,19 @@ def collectives(plan: Plan) -> str:
 
 def parameters(plan: Plan) -> str:
     """Parameters and arguments: how each is stored and read, those of repeated blocks together."""
-    groups: dict[tuple[object, ...], list[tuple[TensorRow, int]]] = {}
-    for row, stage in located_tensors(plan):
-        if row.kind in ("parameter", "input", "buffer"):
-            key = (template(row.path), row.kind, row.shape, row.layout, row.use, row.policy)
-            groups.setdefault(key, []).append((row, stage))
     rows = []
-    for members in groups.values():
-        row, stage = members[0]
-        times = len({each.path for each, _ in members})
-        axes = plan.stages[stage].axes if plan.stages else plan.axes
+    for each in repeated_tensors(plan, ("parameter", "input", "buffer")):
+        row = each.first
+        axes = plan.stages[each.stages[0]].axes if plan.stages else plan.axes
         words = layout_words(row.layout, axes)
         read = ""
-        if row.use and row.use != row.layout and row.use.replace("B/P", "B") != row.layout:
+        if read_otherwise(row):
             read = layout_words(row.use, axes) + POLICY_TEXTS[row.policy]
         cells: list[Cell | str] = [
-            Cell(template(row.path) if times > 1 else row.path, code=True), row.kind,
+            Cell(each.path, code=True), row.kind,
             f"{row.dtype} {list(row.shape)}", str(list(row.local_shape)), words,
             read or "as stored",
-            Cell(str(times), times),
+            Cell(str(each.times), each.times),
         ]  # fmt: skip
         rows.append(cells)
     head = (

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autoplan.errors import LayoutError
 from autoplan.layouts import Broadcast, Layout, Split
-from autoplan.plan import Plan
+from autoplan.plan import Baseline, Plan
 from autoplan.report_pipeline import numbers
 from autoplan.units import seconds, size
 
@@ -139,30 +138,38 @@ def _memory(plan: Plan) -> str:
 
 
 def _compared(plan: Plan) -> Iterator[str]:
-    known = [each for each in plan.baselines if each.step_time_s is not None]
-    fitting = [e for e in known if (e.peak_memory_bytes or 0) <= plan.memory_limit_bytes]
-    if not known:
+    fitting = fitting_baselines(plan)
+    if not any(each.step_time_s is not None for each in plan.baselines):
         return
     if not fitting:
         yield "No standard scheme over all devices fits in memory; this plan does."
         return
-    best = min(fitting, key=lambda each: each.step_time_s or 0.0)
-    assert best.step_time_s is not None
     if not plan.step_time_s:
         return
-    ratio = best.step_time_s / plan.step_time_s
+    best, time_s = fitting[0]
+    ratio = time_s / plan.step_time_s
     if ratio >= 1.005:
         yield (
-            f"The best standard scheme that fits is {best.name}, {seconds(best.step_time_s)}: "
+            f"The best standard scheme that fits is {best.name}, {seconds(time_s)}: "
             f"this plan is {ratio:.2f} times as fast."
         )
     elif ratio > 0.995:
         yield f"It is as fast as the best standard scheme that fits, {best.name}."
     else:
         yield (
-            f"{best.name} over all devices would take {seconds(best.step_time_s)} and fits, too: "
+            f"{best.name} over all devices would take {seconds(time_s)} and fits, too: "
             f"this plan takes {1 / ratio:.2f} times as long, for what it was asked to keep."
         )
+
+
+def fitting_baselines(plan: Plan) -> list[tuple[Baseline, float]]:
+    """Known schemes that fit in memory, with seconds a step, the fastest first."""
+    fitting = [
+        (each, each.step_time_s)
+        for each in plan.baselines
+        if each.step_time_s is not None and (each.peak_memory_bytes or 0) <= plan.memory_limit_bytes
+    ]
+    return sorted(fitting, key=lambda one: one[1])
 
 
 def devices_words(plan: Plan) -> str:
@@ -173,11 +180,7 @@ def devices_words(plan: Plan) -> str:
 
 def _is_fastest(plan: Plan) -> bool:
     """Whether no standard scheme that fits is faster; hints and schemes may forbid one."""
-    return all(
-        (each.step_time_s or math.inf) >= plan.step_time_s * 0.999
-        for each in plan.baselines
-        if (each.peak_memory_bytes or 0) <= plan.memory_limit_bytes
-    )
+    return all(time_s >= plan.step_time_s * 0.999 for _, time_s in fitting_baselines(plan))
 
 
 def _proof(plan: Plan) -> str:
