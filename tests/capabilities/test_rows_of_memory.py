@@ -26,10 +26,11 @@ def test_row_f_a_limit_that_binds_holds_in_the_running_program() -> None:
     model, (args, kwargs) = MODELS["gpt2"](free)
     fastest = autoplan.plan(model, args, kwargs, devices=2, cluster="cpu")
     limit = int(0.8 * fastest.peak_memory_bytes)
-    plan = autoplan.plan(model, args, kwargs, devices=2, cluster="cpu", memory=limit)
+    given: dict[str, Any] = {"memory": limit, "time_limit_s": 10.0}
+    plan = autoplan.plan(model, args, kwargs, devices=2, cluster="cpu", **given)
     assert plan.peak_memory_bytes <= limit
     assert plan.step_time_s > fastest.step_time_s
-    for outcome in _largest(Case("gpt2", "weights", {"memory": limit}, "limited")):
+    for outcome in _largest(Case("gpt2", "weights", given, "limited")):
         assert abs(outcome.error) <= 0.1, outcome.what
         assert outcome.measured <= 1.1 * limit
 

@@ -40,7 +40,9 @@ def hand_made(args: tuple[Any, ...], **options: Any) -> dict[str, autoplan.Plan]
 @pytest.mark.parametrize("memory", [None, 90_000])
 def test_row_g_never_worse_than_the_best_hand_made_plan(memory: int | None) -> None:
     args, options = (torch.randn(64, 16),), {"cluster": "h100", "memory": memory}
-    plan = autoplan.plan(Residual(3), args, devices=4, microbatches="auto", **options)
+    plan = autoplan.plan(
+        Residual(3), args, devices=4, microbatches="auto", time_limit_s=30.0, **options
+    )
     others = hand_made(args, **options)
     assert len(others) > 10
     for name, other in others.items():

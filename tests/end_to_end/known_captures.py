@@ -1,4 +1,4 @@
-"""Captures that are made once in a process, for tests of what is done with them afterwards."""
+"""Captures and baselines made once in a process, for tests of what is done with plans."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree  # torch >= 2.11; torch.export documents its use
 
+from autoplan.baselines import baselines
 from autoplan.capture import Captured, capture
+from autoplan.plan import Baseline
+from autoplan.request import Request
 
 _known: dict[Any, Captured] = {}
+_priced: dict[Any, tuple[Captured, tuple[Baseline, ...]]] = {}
 
 
 @contextmanager
@@ -21,7 +25,8 @@ def captured_once(name: Hashable) -> Iterator[None]:
     """Inside, a model captured again with arguments of the same form is the first capture.
 
     Capture reads a structure without weights and leaves a value that no pass changes. `name` says
-    what the model is built from: two models of one name must differ in their weights alone.
+    what the model is built from: two models of one name must differ in their weights alone. What
+    known schemes take for it is priced once, too: it depends on no hint, pipeline or limit.
     """
 
     def known(
@@ -45,7 +50,18 @@ def captured_once(name: Hashable) -> Iterator[None]:
             _known[key] = capture(model, args, kwargs, training)
         return _known[key]
 
-    with patch("autoplan.planned.capture", known), patch("autoplan.planning.capture", known):
+    def priced(captured: Captured, request: Request) -> tuple[Baseline, ...]:
+        asked = (request.setting, request.local_inputs, request.whole_outputs)
+        key = (id(captured), request.devices, repr(request.cluster), *asked)
+        if key not in _priced:
+            _priced[key] = captured, baselines(captured, request)
+        return _priced[key][1]
+
+    with (
+        patch("autoplan.planned.capture", known),
+        patch("autoplan.planning.capture", known),
+        patch("autoplan.planning.baselines", priced),
+    ):
         yield
 
 
