@@ -3,82 +3,59 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from autoplan.capture import Captured
+from autoplan.annotate import annotate
 from autoplan.cost_models import Cluster, Roofline, Work
-from autoplan.cost_models.base import WorkKind
 from autoplan.mesh import Mesh
-from autoplan.pricing import backward_factor, dtype_name
+from autoplan.pricing import local_work
 from autoplan.registry import rules_in_force
-from autoplan.sites import describe
+from autoplan.space.estimate import site_weights
 from autoplan.space.shapes import Shape
-from autoplan.strategies.rule import OpCall, Rule
+from autoplan.space.shorten import Short
 
 
 @dataclass(frozen=True)
-class Product:
-    """A matrix product or attention: its work forward, and backward over forward (0 without)."""
+class WholeOp:
+    """The work of an op on one device, forward, and backward where a gradient flows."""
 
-    kind: WorkKind
-    flops: float
-    dtype: str
-    backward: float
+    forward: Work
+    backward: Work | None
 
 
-def products_of(captured: Captured, training: bool) -> Counter[Product]:
-    """What takes the arithmetic of one microbatch, and how often.
+def ops_of(short: Short) -> Counter[WholeOp]:
+    """The ops of one microbatch of the whole model, and how often it has each.
 
     What depends on parameters alone runs once a step, and is left out.
     """
-    rules = rules_in_force()
-    found: Counter[Product] = Counter()
-    known: dict[Any, Product | None] = {}
-    kinds = {each.node: each.kind for each in captured.inputs}
-    stored = {name for name, kind in kinds.items() if kind not in ("input", "received")}
-    for node in captured.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if all(each.name in stored for each in node.all_input_nodes):
-            stored.add(node.name)
-            continue
-        if str(node.target) not in rules:
-            continue
-        call, _ = describe(node)
-        key = call.op, call.inputs, call.outputs, repr(call.args)
-        if key not in known:
-            known[key] = _product(call, rules[call.op], training)
-        product = known[key]
-        if product is not None:
-            found[product] += 1
+    mesh = Mesh.of(devices=1)
+    annotated = annotate(short.captured, mesh, rules_in_force())
+    found: Counter[WholeOp] = Counter()
+    for site, weight in zip(annotated.sites, site_weights(annotated, short), strict=True):
+        if site.call is not None and not site.parameter_only:
+            found[WholeOp(*local_work(site, site.candidates[0], mesh))] += int(weight)
     return found
 
 
-def _product(call: OpCall, rule: Rule, training: bool) -> Product | None:
-    if rule.kind not in ("matmul", "attention") or not call.inputs:
-        return None
-    backward = 0.0
-    if training and any(meta.requires_grad for meta in call.outputs):
-        backward = backward_factor(call, rule, rule.kind)
-    kind: WorkKind = "matmul" if rule.kind == "matmul" else "attention"
-    return Product(kind, rule.total_flops(call), dtype_name(call.inputs[0]), backward)
+def compute_s(ops: Counter[WholeOp], cluster: Cluster, ranks: int) -> float:
+    """Seconds that the ops of one microbatch take at least on `ranks` that share each evenly.
 
-
-def compute_s(products: Counter[Product], cluster: Cluster, ranks: int) -> float:
-    """Seconds that the products of one microbatch take at least, spread evenly over `ranks`.
-
-    Nothing is communicated, and all runs at the achievable rate.
+    Nothing is communicated. No rank has less than an even share of an op's arithmetic, or of the
+    bytes of any of its tensors, and every rank launches the kernel.
     """
     model = Roofline(cluster, Mesh.of(ranks=ranks))
-    total = 0.0
-    for each, count in products.items():
-        flops = each.flops / ranks
-        seconds = model.op_time_s(Work(each.kind, flops, 0.0, each.dtype))
-        if each.backward:
-            seconds += model.op_time_s(Work(each.kind, each.backward * flops, 0.0, each.dtype))
-        total += count * seconds
-    return total
+
+    def least_s(work: Work | None) -> float:
+        if work is None:
+            return 0.0
+        share = replace(work, flops=work.flops / ranks, bytes_moved=work.bytes_moved / ranks)
+        return max(0.0, model.op_time_s(share) - _ROUNDING_S)
+
+    return sum(n * (least_s(each.forward) + least_s(each.backward)) for each, n in ops.items())
+
+
+_ROUNDING_S = 1e-9
+"""Prices of plans are whole nanoseconds."""
 
 
 def pipeline_floor_s(work_s: float, shape: Shape, once: bool = False) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from autoplan.parallel import MeshChoice
@@ -46,10 +47,6 @@ def refines(group: Group, best: Tried) -> bool:
     return group.size == best.shape.size and (coarse in merged or len(coarse) == 1)
 
 
-def but_for_schedule(one: Tried, other: Tried) -> bool:
-    """Whether two shapes have the same mesh, pipeline ranks and microbatches."""
-    return (one.shape.size, one.shape.microbatches, kind_of(one.shape.mesh)) == (
-        other.shape.size,
-        other.shape.microbatches,
-        kind_of(other.shape.mesh),
-    )
+def but_for_schedule(each: Tried) -> Hashable:
+    """What shapes with the same mesh, pipeline ranks and microbatches have in common."""
+    return each.shape.size, each.shape.microbatches, kind_of(each.shape.mesh)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from autoplan.capture import Captured
@@ -30,7 +30,7 @@ from autoplan.pipelining.stages import Kind, kind_of
 from autoplan.request import Request
 from autoplan.search import find_on_mesh
 from autoplan.solver.problem import UndecidedError, relative_gap
-from autoplan.space.bounds import compute_s, products_of
+from autoplan.space.bounds import compute_s, ops_of
 from autoplan.space.captures import Captures
 from autoplan.space.estimate import Layouts
 from autoplan.space.groups import Group, but_for_schedule, refines, simplicity
@@ -114,6 +114,7 @@ class _Search:
         self.tried: list[Tried] = []
         self.fewest = 1
         self.fewest_on: dict[Kind, int] = {}
+        self.by_schedule: dict[Hashable, list[Tried]] = {}
 
     def run(self) -> Searched:
         """Estimate, solve, prove."""
@@ -170,13 +171,13 @@ class _Search:
         if self._all_plain(shapes):
             floors = dict.fromkeys(ranks, 0.0)
         else:
-            whole = self.captures.priced(self.fewest)
             self._refuse_hopeless_memory()
-            products = products_of(whole, self.request.setting.training)
+            ops = ops_of(self.captures.short(self.fewest))
             cluster = self.request.cluster
-            floors = {n: self.fewest * compute_s(products, cluster, n) for n in ranks}
+            floors = {n: self.fewest * compute_s(ops, cluster, n) for n in ranks}
         self.tried = [Tried(shape) for shape in shapes]
         for each in self.tried:
+            self.by_schedule.setdefault(but_for_schedule(each), []).append(each)
             each.raise_floor(floors[each.shape.mesh.mesh.num_devices])
 
     def _refuse_hopeless_memory(self) -> None:
@@ -251,10 +252,15 @@ class _Search:
             nearest = min(shapes, key=lambda t: abs(math.log(t.shape.microbatches / wanted)))
             shapes = shapes[shapes.index(nearest) :]
         for each in shapes:
-            if each.floor_s < self._least_estimate():
+            if self._may_be_best(each):
                 self._estimate(each, until)
             if each.estimate_s is not None:
                 return
+
+    def _may_be_best(self, each: Tried) -> bool:
+        """Whether a shape, or a schedule that is estimated beside it, may be the fastest."""
+        least = min(other.floor_s for other in self.by_schedule[but_for_schedule(each)])
+        return least < self._least_estimate()
 
     def _climb(self, group: Group, until: float) -> None:
         """More microbatches, then fewer, while that helps."""
@@ -263,7 +269,7 @@ class _Search:
             number = at + step
             while 0 <= number < len(group.shapes):
                 each, before = group.shapes[number], group.least()
-                if each.estimate_s is None and each.floor_s < self._least_estimate():
+                if each.estimate_s is None and self._may_be_best(each):
                     self._estimate(each, until)
                 if each.estimate_s is None or each.estimate_s >= before:
                     break
@@ -340,8 +346,8 @@ class _Search:
             if each.estimate_s > _NEAR * self._least_estimate():
                 return
             layouts: Layouts | None = None
-            for other in self.tried:
-                if not other.shape.is_plain and but_for_schedule(other, each):
+            for other in self.by_schedule[but_for_schedule(each)]:
+                if not other.shape.is_plain:
                     layouts = layouts or self._layouts(each.shape)
                     self._estimate(other, until, layouts)
 

@@ -14,11 +14,13 @@ from autoplan.mesh import Mesh
 from autoplan.parallel import MeshChoice
 from autoplan.pipeline_choice import PipelineChoice
 from autoplan.pipelining.events import Times, simulate
+from autoplan.pipelining.pieces import pieces_of
 from autoplan.pipelining.schedules import read_schedule
 from autoplan.request import make_request
 from autoplan.search import find_on_mesh
-from autoplan.space.bounds import compute_s, pipeline_floor_s, products_of
+from autoplan.space.bounds import compute_s, ops_of, pipeline_floor_s
 from autoplan.space.shapes import Shape, free_meshes, request_at
+from autoplan.space.shorten import Short, shorten
 from tests.planner.models import Residual, gpt2, token_ids
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved-1f1b", 2), ("zero-bubble", 2), ("zbv", 2)]
@@ -80,12 +82,36 @@ def _captured(family: str, rows: int) -> Captured:
 def test_computing_alone_takes_less_than_any_plan(family: str, devices: int) -> None:
     request = make_request(devices, "h100", {"pipeline": 1})
     captured = _captured(family, 8)
-    floor = compute_s(products_of(captured, True), request.cluster, devices)
+    floor = compute_s(ops_of(whole(captured)), request.cluster, devices)
     assert floor > 0.0
     for mesh in free_meshes(devices, 8):
         asked = replace(request, meshes=(MeshChoice(mesh),))
         found = find_on_mesh(captured, asked, MeshChoice(mesh))
         assert floor <= found.solution.certificate.bound
+
+
+def whole(captured: Captured) -> Short:
+    """A model of which nothing is left out."""
+    pieces = pieces_of(captured)
+    return Short(captured, pieces, tuple(range(len(pieces))))
+
+
+def test_on_one_device_only_what_runs_once_a_step_is_left_out() -> None:
+    request = make_request(1, "h100", optimizer="none")
+    captured = _captured("gpt2", 4)
+    found = find_on_mesh(captured, request, request.meshes[0])
+    floor = compute_s(ops_of(whole(captured)), request.cluster, 1)
+    once = [site for site in found.annotated.sites if site.parameter_only]
+    once_s = sum(float(found.pricer.costs(site)[0]) for site in once)
+    assert floor + once_s == pytest.approx(found.solution.certificate.objective, abs=1e-6)
+
+
+def test_a_short_model_has_the_ops_of_the_whole_one() -> None:
+    ids = token_ids(4, 16)
+    captured = capture(gpt2(n_layer=6), (ids,), {"labels": ids})
+    short = shorten(captured, pieces_of(captured))
+    assert not short.is_whole
+    assert ops_of(short) == ops_of(whole(captured))
 
 
 @pytest.mark.parametrize("family", ["residual", "gpt2"])
@@ -112,7 +138,8 @@ def test_what_depends_on_parameters_alone_is_not_counted() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x @ (self.a @ self.b)).square().mean()
 
-    (product,) = products_of(capture(Merged(), (torch.randn(4, 64),)), True)
+    ops = ops_of(whole(capture(Merged(), (torch.randn(4, 64),))))
+    (product,) = (each.forward for each in ops if each.forward.kind == "matmul")
     assert product.flops == 2 * 4 * 64 * 64
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 from autoplan.annotate import annotate
 from autoplan.errors import RuleError
 from autoplan.mesh import Mesh
+from autoplan.pricing import local_work
 from autoplan.proof import Experiment, Proof, observe, prove, prove_on
+from autoplan.request import make_request
+from autoplan.space.bounds import WholeOp, compute_s
 from autoplan.strategies import RULES
 from autoplan.strategies.rule import Rule
 from tests.strategies.examples import EXAMPLES, constant, flags, real, whole
@@ -95,6 +99,23 @@ def _prove(number: int, mesh: Mesh) -> None:
 def test_every_candidate_computes_what_the_whole_op_does(number: int) -> None:
     for mesh in (TWO, FOUR):
         _prove(number, mesh)
+
+
+@pytest.mark.parametrize("cluster", ["h100", "cpu"])
+@pytest.mark.parametrize("mesh", [TWO, SQUARE], ids=str)
+def test_no_candidate_takes_less_than_an_even_share(mesh: Mesh, cluster: str) -> None:
+    """Which bounds what no plan takes less than, whatever is communicated."""
+    request = make_request(mesh.num_devices, cluster)
+    pricer = request.pricer(mesh)
+    for number in range(len(EXAMPLES)):
+        graph = _experiment(number).captured
+        alone = annotate(graph, Mesh.of(devices=1), RULES).sites
+        for one, site in zip(alone, annotate(graph, mesh, RULES).sites, strict=True):
+            if site.call is not None:
+                whole_op = WholeOp(*local_work(one, one.candidates[0], Mesh.of(devices=1)))
+                least = compute_s(Counter([whole_op]), request.cluster, mesh.num_devices)
+                times = [sum(pricer.op_times_s(site, each)) for each in site.candidates]
+                assert least <= min(times), (_name(number), site.name)
 
 
 @pytest.mark.parametrize("number", ON_TWO_AXES, ids=_name)
