@@ -109,8 +109,7 @@ def _evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         kwargs["device"] = torch.device("cpu")
     assert callable(node.target)
     pointwise = isinstance(node.target, torch._ops.OpOverload) and (
-        torch.Tag.pointwise in node.target.tags
-        or str(node.target).startswith(("aten.to.dtype", "aten.__and__", "aten.__or__"))
+        torch.Tag.pointwise in node.target.tags or str(node.target).startswith(_POINTWISE)
     )
     if pointwise:
         shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
@@ -121,6 +120,15 @@ def _evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     if isinstance(result, torch.Tensor) and result.numel() < 1 << 22:
         result = _without_repetition(result, compare=True).expand(result.shape)
     return result
+
+
+_POINTWISE = (
+    *("aten.to.dtype", "aten._to_copy.", "aten.where.Scalar", "aten.masked_fill.", "aten.rsub."),
+    *("aten.__and__.", "aten.__or__.", "aten.floor_divide.", "aten.divide.", "aten.true_divide."),
+    *("aten.multiply.", "aten.subtract.", "aten.negative.", "aten.less", "aten.greater"),
+    "aten.not_equal.",
+)
+"""Beginnings of ops that torch does not tag as such, or not all overloads of them."""
 
 
 def _without_repetition(value: torch.Tensor, compare: bool = False) -> torch.Tensor:

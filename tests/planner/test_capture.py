@@ -181,6 +181,26 @@ def test_repeated_dimensions_of_constants_are_stored_once(linear: nn.Linear, x: 
     assert sorted(ops(captured)) == ["expand", "linear", "mul"]
 
 
+@pytest.mark.parametrize(
+    "masked",
+    [
+        lambda mask: torch.where(mask, 0.0, -1e4),
+        lambda mask: torch.where(mask, torch.zeros(()), -1e4),
+        lambda mask: torch.rsub(mask.float(), torch.ones(4, 12, 12)),
+        lambda mask: mask.float().subtract(1).multiply(2).true_divide(3).to(torch.float64).float(),
+        lambda mask: torch.greater_equal(mask.float(), 0.5).type(torch.float32).negative(),
+    ],
+)
+def test_masks_of_many_rows_are_stored_once(masked: Any, linear: nn.Linear) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        at = torch.arange(12)
+        mask = (at[:, None] >= at).expand(4, 12, 12)
+        return self.linear(x) + masked(mask)
+
+    captured = captured_and_equal(Fn(forward, linear=linear), torch.randn(4, 12, 8))
+    assert {tuple(value.shape) for value in captured.constants.values()} == {(1, 12, 12)}
+
+
 def test_constants_may_be_returned(linear: nn.Linear, x: Tensor) -> None:
     captured_and_equal(Fn(lambda self, x: (self.linear(x), torch.arange(3)), linear=linear), x)
 
