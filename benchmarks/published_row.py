@@ -42,7 +42,8 @@ def parallel_of(run: Run) -> dict[str, Any]:
 
 def price(run: Run, time_limit_s: float) -> dict[str, Any]:
     """The published setting; of several numbers of microbatches the fastest that fits."""
-    found = [setting_of(run, count, time_limit_s) for count in run.microbatch_counts]
+    counts = run.microbatch_counts
+    found = [setting_of(run, count, time_limit_s / len(counts)) for count in counts]
     limit = _memory_bytes(run)
     fitting = [plan for plan in found if plan.peak_memory_bytes <= limit] or found
     return _figures(run, min(fitting, key=lambda plan: plan.step_time_s))

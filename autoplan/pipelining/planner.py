@@ -207,7 +207,9 @@ def best_cut(
     ]
     bound = 0.0
     failure: InfeasibleError | None = None
-    for memory_bytes in (float(frame.request.memory_bytes), np.inf):
+    limit = frame.request.memory_bytes
+    most = chain.most_bytes(frame.num_stages, max(frame.in_flight))
+    for memory_bytes in (float(limit), np.inf) if limit < most else (np.inf,):
         try:
             left_s = max(_LEAST_TIME_S, (frame.deadline - time.perf_counter()) / 4)
             asked = _pipeline(frame, memory_bytes)

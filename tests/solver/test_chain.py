@@ -156,6 +156,16 @@ def test_the_optimum_is_that_of_every_cut_and_every_mask(start: int) -> None:
     assert solved > 15
 
 
+@pytest.mark.parametrize("start", range(0, 200, 50))
+def test_no_group_of_any_cut_holds_more_than_the_most(start: int) -> None:
+    for seed in range(start, start + 50):
+        chain, pipeline = random_case(seed)
+        most = chain.most_bytes(pipeline.num_stages, float(np.max(pipeline.in_flight)))
+        for first in every_cut(chain.num_pieces, pipeline.num_stages):
+            for mask in masks_of(chain):
+                assert max(plain_cost(chain, pipeline, first, mask)[1]) <= most
+
+
 @pytest.mark.parametrize("start", range(0, 300, 50))
 def test_the_ilp_finds_what_the_local_search_would(
     start: int, monkeypatch: pytest.MonkeyPatch

@@ -102,6 +102,17 @@ class Chain:
         saved = np.maximum(self.kept_bytes - self.kept_if_recomputed_bytes, 0.0)
         return np.where(np.isfinite(self.recompute_s), saved, 0.0)
 
+    def most_bytes(self, stages: int, in_flight: float) -> float:
+        """What no group holds more of, however the chain is cut and whatever is recomputed.
+
+        With at most so many microbatches in flight, and `stages` in all.
+        """
+        kept = np.maximum(self.kept_bytes, self.kept_if_recomputed_bytes).sum()
+        shared = stages * sum(size for _, size in self.shared)
+        running = (self.transient_bytes + self.working_bytes).max()
+        held = in_flight * (kept + self.cut_bytes.sum())
+        return float(self.resident_bytes.sum() + shared + held + running)
+
     def with_recomputed(self, recomputed: npt.ArrayLike) -> Chain:
         """The chain in which exactly the pieces of `recomputed`, bool[n], are recomputed.
 
