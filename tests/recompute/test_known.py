@@ -163,3 +163,21 @@ def test_what_may_not_be_recomputed_is_another_problem(first: int) -> None:
     expected: list[tuple[str, ...]] = [(f"layers.{number}",) for number in range(3)]
     expected.insert(first, ())
     assert names == expected
+
+
+def test_stages_that_differ_in_bytes_alone_share_the_fastest(
+    asked: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more microbatches in flight a stage holds more, and takes as long."""
+    counted, everything = Counted(monkeypatch), Known()
+    (choice,) = asked.meshes
+    _, stage, _ = stages((32,) * 6, (0, 0, 1, 1, 2, 2))
+    annotated = annotate(stage, choice.mesh, RULES)
+    for in_flight, memory, calls in ((1, 1 << 40, 1), (4, 1 << 40, 1), (4, 60_000, 2)):
+        here = replace(asked, setting=replace(asked.setting, in_flight=in_flight))
+        here = replace(here, memory_bytes=memory)
+        found = everything.solve(annotated, here.pricer(choice.mesh), here)
+        alone = solve_recomputing(annotated, here.pricer(choice.mesh), here)
+        assert found.solution.choices == alone.solution.choices
+        assert found.memory == alone.memory
+        assert counted.calls == calls
