@@ -355,6 +355,12 @@ class ParallelModule(PipedModule):
                 "plan with training=True, or verify with steps=0."
             )
         example: Example = (tuple(args), dict(kwargs))
+        given = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+        if given and not any(leaf.numel() for leaf in given):
+            raise InputError(
+                "verify compares numbers, and no argument has any: all are empty tensors such as "
+                f"{list(given[0].shape)}; give a batch with rows."
+            )
         entry = self._entry_for_call(example, f"verify({precision=}, {steps=})")
         double = precision == "float64"
         coarsest = torch.float64 if double else _coarsest_type(entry.captured)

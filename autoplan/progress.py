@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 @contextlib.contextmanager
 def waiting(doing: str) -> Iterator[Say]:
     """A spinner with the seconds so far."""
-    console = Console(stderr=True)
+    console = terminal()
     if not is_live(console):
         yield silent
         return
@@ -30,7 +30,7 @@ def waiting(doing: str) -> Iterator[Say]:
 @contextlib.contextmanager
 def counting(total: int) -> Iterator[Say]:
     """A bar over `total` steps, one further with every call but the first."""
-    console = Console(stderr=True)
+    console = terminal()
     if not is_live(console):
         yield silent
         return
@@ -45,6 +45,11 @@ def counting(total: int) -> Iterator[Say]:
             begun = True
 
         yield say
+
+
+def terminal() -> Console:
+    """Standard error as it is now: capturing a model puts another in its place for a while."""
+    return Console(file=sys.stderr)
 
 
 def is_live(console: Console) -> bool:

@@ -106,6 +106,9 @@ def _config(family: _Family, name: str, settings: Mapping[str, Any]) -> Any:
         usually = getattr(usual, key, None)
         if isinstance(usually, int) and not isinstance(given[key], int):
             raise ConfigError(f"--set {key}={given[key]!r}: a whole number is expected.")
+        counts = isinstance(usually, int) and usually > 0 and not key.endswith("_token_id")
+        if counts and given[key] < 1 and not isinstance(usually, bool):
+            raise ConfigError(f"--set {key}={given[key]!r}: a number above 0 is expected.")
     if family.task in ("causal", "pairs") and "use_cache" in usual.to_dict():
         given.setdefault("use_cache", False)
     if family.task == "pairs" and getattr(usual, "decoder_start_token_id", None) is None:

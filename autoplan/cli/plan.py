@@ -15,7 +15,7 @@ from autoplan.cli.arguments import (
 )
 from autoplan.cli.command import Result, described
 from autoplan.cli.documents import plan_document
-from autoplan.cli.planned import built_for, planned, write_files
+from autoplan.cli.planned import built_for, check_files, planned, write_files
 
 if TYPE_CHECKING:
     from autoplan.plan import Plan
@@ -38,6 +38,7 @@ def plan(model: Model, built: ModelOptions, asked: RequestOptions, files: FileOp
     No device and no weights are needed. The model is a function of a Python file that returns it
     (with example arguments, or beside a function example_inputs), or a type of transformers.
     """
+    check_files(files)
     made, options = built_for(model, built, asked)
     return shown("plan", planned(made, options), files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,26 @@ def plan_of_file(path: Path, model: str | None, model_options: ModelOptions) -> 
         return autoplan.parallelize(built.model, built.args, built.kwargs, plan=given).plan
 
 
+def check_files(files: FileOptions) -> None:
+    """Raise ConfigError for a file that cannot be written, before there is anything to write."""
+    from autoplan.errors import ConfigError
+
+    for option in ("save", "html", "trace", "program"):
+        path: Path | None = getattr(files, option)
+        if path is None:
+            continue
+        said, is_folder = f"--{option} {str(path)!r}", option == "program"
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"{said} cannot be written: {str(path.parent)!r} is no folder; make it first."
+            )
+        if path.exists() and path.is_dir() != is_folder:
+            kinds = ("a file", "a folder") if is_folder else ("a folder", "a file in it")
+            raise ConfigError(f"{said} is {kinds[0]}; name {kinds[1]}.")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"{said} may not be written; name another place.")
+
+
 def write_files(plan: Plan, files: FileOptions) -> dict[str, str]:
     """Write what was asked for; the path of each, by kind."""
     written: dict[str, str] = {}
@@ -64,7 +85,6 @@ def write_files(plan: Plan, files: FileOptions) -> dict[str, str]:
     for kind, (path, save) in wanted.items():
         if path is None:
             continue
-        _check_folder(path)
         if save is None:
             from autoplan.errors import ConfigError
 
@@ -73,10 +93,3 @@ def write_files(plan: Plan, files: FileOptions) -> dict[str, str]:
             save(path)
         written[kind] = str(path)
     return written
-
-
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        from autoplan.errors import ConfigError
-
-        raise ConfigError(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder.")

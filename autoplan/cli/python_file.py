@@ -81,9 +81,13 @@ def _import(path: str) -> ModuleType:
     except (ImportError, ValueError):
         found = None
     if found is None:
+        what = (
+            f"{path!r} is no Python file"
+            if Path(path).exists()
+            else f"no module is called {path!r}"
+        )
         raise ConfigError(
-            f"no module is called {path!r}; a model is path.py:function, or hf:TYPE of "
-            "transformers, such as hf:gpt2."
+            f"{what}; a model is path.py:function, or hf:TYPE of transformers, such as hf:gpt2."
         )
     module: ModuleType = _run(lambda: importlib.import_module(path), path)
     return module
@@ -173,17 +177,17 @@ def _check_settings(settings: Mapping[str, Any], makers: Mapping[str, Any], path
     for key in settings:
         if any(_takes(maker, key) for maker in makers.values()):
             continue
-        known = [
-            each
-            for maker in makers.values()
+        by_maker = {
+            name: list(inspect.signature(maker).parameters)
+            for name, maker in makers.items()
             if callable(maker) and not isinstance(maker, nn.Module)
-            for each in inspect.signature(maker).parameters
-        ]
+        }
+        known = [each for names in by_maker.values() for each in names]
         written = f"--{key}" if key in ("batch", "tokens") else f"--set {key}=..."
-        takes = f"; it takes {', '.join(known)}" if known else ", which takes nothing"
+        takes = " and ".join(f"{name}({', '.join(names)})" for name, names in by_maker.items())
         raise ConfigError(
-            f"{written}: {next(iter(makers))} of {path!r} has no argument {key!r}"
-            f"{meant(key, known)}{takes}."
+            f"{written}: nothing in {path!r} has an argument {key!r}{meant(key, known)}; it has "
+            f"{takes or 'no function that takes any'}."
         )
 
 
@@ -231,4 +235,5 @@ def _arguments(value: Any, where: str) -> tuple[tuple[Any, ...], Mapping[str, An
 
 
 def _spoken(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "nothing" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

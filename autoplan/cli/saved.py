@@ -12,7 +12,7 @@ from autoplan.cli.arguments import FileOptions, ModelCommand, ModelOptions, Opti
 from autoplan.cli.command import DONE, NO, Result, described
 from autoplan.cli.documents import summary
 from autoplan.cli.plan import shown
-from autoplan.cli.planned import plan_of_file
+from autoplan.cli.planned import check_files, plan_of_file
 from autoplan.progress import waiting
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.", show_default=False)]
@@ -35,6 +35,7 @@ def show(
     With --model the plan is loaded on its model: the report says what no longer fits, and pages
     and traces show what a file alone does not know.
     """
+    check_files(files)
     found = plan_of_file(plan, model, built)
     for what, path in (("trace", files.trace), ("program", files.program)):
         if path is not None and model is None:

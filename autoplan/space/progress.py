@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from autoplan.progress import is_live
+from autoplan.progress import is_live, terminal
 from autoplan.space.tried import Tried
 from autoplan.units import seconds
 
@@ -29,12 +29,12 @@ def silent(doing: str, tried: Sequence[Tried], bound: float) -> None:
 @contextmanager
 def live_table(wanted: bool | None) -> Iterator[Show]:
     """A table that follows the search; None: where standard error is a terminal."""
-    console = Console(stderr=True)
+    console = terminal()
     if wanted is False or (wanted is None and not is_live(console)):
         yield silent
         return
     started, last = time.perf_counter(), 0.0
-    doing, table = "", Table(box=None)
+    doing, table = "capturing the model", Table(box=None)
 
     def render() -> Group:
         took = f"{time.perf_counter() - started:.0f} s"
@@ -46,11 +46,10 @@ def live_table(wanted: bool | None) -> Iterator[Show]:
         def show(now: str, tried: Sequence[Tried], bound: float) -> None:
             nonlocal doing, table, last
             doing = now
-            if time.perf_counter() - last >= _EVERY_S:
-                last = time.perf_counter()
-                table = table_of(tried, bound) if tried else table
-                live.refresh()
+            if tried and time.perf_counter() - last >= _EVERY_S:
+                last, table = time.perf_counter(), table_of(tried, bound)
 
+        live.refresh()  # from here on by its own thread, which Ctrl-C does not interrupt
         yield show
 
 

@@ -109,3 +109,45 @@ def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
     assert said.code == 2
     assert "Commands" in said.out
     assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "message"),
+    [
+        ("--save", "no/such/plan.toml", "'no/such' is no folder; make it first"),
+        ("--html", ".", "--html '.' is a folder; name a file in it"),
+        ("--trace", ".", "--trace '.' is a folder; name a file in it"),
+        ("--program", "there.py", "--program 'there.py' is a file; name a folder"),
+    ],
+)
+def test_files_are_checked_before_anything_is_planned(
+    cli: Cli, option: str, path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.py").touch()
+    said = cli("plan", "no/such/model.py:build", "-d", "2", option, path)
+    assert said.code == 2
+    assert message in said.err
+
+
+@pytest.mark.parametrize("size", ["n_layer=-1", "n_layer=0", "n_embd=-64"])
+def test_sizes_are_above_zero(cli: Cli, size: str) -> None:
+    said = cli("plan", "hf:gpt2", "-d", "2", "--set", size)
+    assert said.code == 2
+    assert f"--set {size}: a number above 0 is expected" in said.err
+
+
+def test_nothing_is_verified_with_empty_arguments(cli: Cli) -> None:
+    asked = ("-d", "2", "-c", "cpu", "--arg", "float32[0,16]")
+    said = cli("verify", f"{NET}:build", *asked)
+    assert said.code == 2
+    assert "no argument has any" in said.err
+
+
+@pytest.mark.parametrize("path", [".", "there.toml"])
+def test_what_is_there_and_no_model_is_said(
+    cli: Cli, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there.toml").touch()
+    assert f"{path!r} is no Python file" in cli("plan", path, "-d", "2").err

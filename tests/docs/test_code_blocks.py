@@ -66,10 +66,12 @@ def test_the_python_of_the_command_line_page(
     scope: dict[str, Any] = {}
     exec(first, scope)
     scope["model"], x = scope["build"](16), scope["example_inputs"](8, 16)
+    scope |= {"args": (x,), "kwargs": {}}
     plan = autoplan.plan(scope["model"], (x,), devices=2, cluster="cpu", preset="fsdp")
     plan.save(tmp_path / "plan.toml")
     monkeypatch.setenv("AUTOPLAN_PLAN", str(tmp_path / "plan.toml"))
     exec(second, scope)
+    assert len(list(scope["pm"].parameters())) == 4
     scope["pm"](x)
     assert scope["pm"].plan.diff(plan) == "no difference"
 
