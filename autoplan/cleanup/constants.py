@@ -117,7 +117,7 @@ def _evaluate(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         args = tuple(_without_repetition(a) if isinstance(a, torch.Tensor) else a for a in args)
         return node.target(*args, **kwargs).expand(whole)
     result = node.target(*args, **kwargs)
-    if isinstance(result, torch.Tensor) and result.numel() < 1 << 22:
+    if isinstance(result, torch.Tensor):
         result = _without_repetition(result, compare=True).expand(result.shape)
     return result
 
@@ -136,6 +136,12 @@ def _without_repetition(value: torch.Tensor, compare: bool = False) -> torch.Ten
     for dim, size in enumerate(value.shape):
         if size > 1:
             one = value.narrow(dim, 0, 1)
-            if value.stride(dim) == 0 or (compare and bool((value == one).all())):
+            if value.stride(dim) == 0 or (compare and _repeats(value, dim, one)):
                 value = one
     return value
+
+
+def _repeats(value: torch.Tensor, dim: int, one: torch.Tensor) -> bool:
+    """Whether all is like the first entry of a dimension; the last tells most that are not."""
+    last = value.narrow(dim, value.shape[dim] - 1, 1)
+    return bool((last == one).all()) and bool((value == one).all())

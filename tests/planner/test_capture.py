@@ -201,6 +201,19 @@ def test_masks_of_many_rows_are_stored_once(masked: Any, linear: nn.Linear) -> N
     assert {tuple(value.shape) for value in captured.constants.values()} == {(1, 12, 12)}
 
 
+def test_tables_of_many_rows_are_stored_once(linear: nn.Linear) -> None:
+    """Their size does not matter: what is computed of them would be as many times larger."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        table = torch.cumsum(torch.ones(1 << 12, 1 << 11), 1)
+        rows, at = torch.arange(1 << 12), torch.arange(12)
+        seen = table[rows[:, None, None], at[None, :, None]] >= table[rows[:, None, None], at]
+        return self.linear(x) + seen.sum(0, keepdim=True) / (1 << 12)
+
+    captured = captured_and_equal(Fn(forward, linear=linear), torch.randn(4, 12, 8))
+    assert {tuple(value.shape) for value in captured.constants.values()} == {(1, 12, 12)}
+
+
 def test_constants_may_be_returned(linear: nn.Linear, x: Tensor) -> None:
     captured_and_equal(Fn(lambda self, x: (self.linear(x), torch.arange(3)), linear=linear), x)
 
