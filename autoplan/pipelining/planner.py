@@ -21,6 +21,7 @@ from autoplan.errors import HintError, InfeasibleError
 from autoplan.found import Found
 from autoplan.parallel import MeshChoice
 from autoplan.pipeline_choice import PipelineChoice
+from autoplan.pipelining.floors import floor_s
 from autoplan.pipelining.pieces import Pieces, pieces_as, pieces_of, reads_at_home
 from autoplan.pipelining.schedules import Schedule
 from autoplan.pipelining.stage_hints import allowed_stages
@@ -95,7 +96,7 @@ def search_pipeline(
         share_s = max(_LEAST_TIME_S, left_s / (len(options) - number))
         try:
             frame = _frame(captured, request, pieces, asked.order, asked.size, meshes, share_s)
-            floors.append(_floor(frame))
+            floors.append(floor_s(frame, _FLOOR * share_s))
             if held is not None:
                 allowed = np.ones((len(pieces), asked.num_stages), dtype=np.bool_)
                 found = _fitting(frame, held), 0.0
@@ -117,6 +118,8 @@ def search_pipeline(
 
 
 _LEAST_TIME_S = 0.5
+_FLOOR = 0.1
+"""Of the time for a mesh, for the proof of what no cut takes less than."""
 
 
 def pieces_in_force(captured: Captured, request: Request) -> Pieces:
@@ -367,19 +370,6 @@ def _automatic(staged: Staged, allowed: BoolArray) -> tuple[int, ...]:
 
 
 _AUTOMATIC_S = 5.0
-
-
-def _floor(frame: Frame) -> float:
-    """Seconds that no pipeline of this model takes less than, however it is cut.
-
-    The stages of a cut, with what is boxed between them, are choices of the model solved whole, so
-    that together they cost its bound at least; the busiest rank has at least the mean of it. Where
-    meshes differ, each stage costs at least what it does on the mesh that suits it best: nothing
-    is known then.
-    """
-    if not frame.alike:
-        return 0.0
-    return frame.whole(0).solution.certificate.bound / frame.size
 
 
 def _too_many_stages(frame: Frame) -> str:

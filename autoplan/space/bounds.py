@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from autoplan.annotate import annotate
 from autoplan.cost_models import Cluster, Roofline, Work
 from autoplan.mesh import Mesh
+from autoplan.pipelining.floors import busiest_part
 from autoplan.pricing import local_work
 from autoplan.registry import rules_in_force
 from autoplan.space.estimate import site_weights
@@ -61,16 +62,11 @@ _ROUNDING_S = 1e-9
 def pipeline_floor_s(work_s: float, shape: Shape, once: bool = False) -> float:
     """Seconds of a step whose microbatches take `work_s` together, on the ranks of one stage.
 
-    `once`: what is paid once a step may be among it, which nobody waits for. The busiest pipeline
-    rank has at least the mean. Where each rank has one stage and a backward is
-    whole, rank s waits for the stages before it, at the beginning and at the end of the step: with
-    t_s seconds of a microbatch on stage s and T of all, no rank is done before
-    t_0 + .. + t_(s-1) + m t_s, and the least that the largest of these can be is
-    T / (1 - (1 - 1/m)^p).
+    `once`: what is paid once a step may be among it, which nobody waits for: then the busiest
+    pipeline rank has at least the mean, as it has where a rank has several stages.
     """
     if shape.pipeline is None:
         return work_s
-    size, count = shape.size, shape.microbatches
     if shape.is_plain and not once:
-        return work_s / count / (1.0 - (1.0 - 1.0 / count) ** size)
-    return work_s / size
+        return work_s * busiest_part(shape.size, shape.microbatches)
+    return work_s / shape.size
