@@ -85,6 +85,17 @@ def _together(
     return [Repeated(*zip(*members, strict=True)) for members in groups.values()]
 
 
+def is_tied(plan: Plan, row: TensorRow, stage: int = 0) -> bool:
+    """Whether a parameter is another one under a second name, which counts its bytes."""
+    held = plan.stages[stage] if plan.stages else plan
+    return row.kind == "parameter" and f"parameter {row.path}" not in held.choices
+
+
+def kind_of(plan: Plan, row: TensorRow, stage: int = 0) -> str:
+    """The kind of a row as tables say it."""
+    return "tied" if is_tied(plan, row, stage) else row.kind
+
+
 def read_otherwise(row: TensorRow) -> bool:
     """Whether a step reads a parameter in another layout than it is stored in."""
     return bool(row.use) and row.layout not in (row.use, row.use.replace("B/P", "B"))

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from autoplan.hints.pins import PinPrice
-from autoplan.plan import OperationRow, Plan
+from autoplan.layouts import Layout, Split
+from autoplan.plan import OperationRow, Plan, TensorRow
 from autoplan.policies import POLICY_TEXTS
 from autoplan.repeated import (
     Moved,
+    kind_of,
     moved_in_a_step,
     read_otherwise,
     repeated_collectives,
@@ -25,6 +27,21 @@ from autoplan.units import seconds, size
 
 _WIDTH = 118
 _MOST_DEPARTURES = 8
+_SHARED = " is read by several stages"
+"""How hints end that `pipelining.stages` gives."""
+PROLOGUE_WORDS = (
+    "each bucket alone, with all its latency; a step counts it as a part of a full bucket"
+)
+MEMORY_WORDS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "gathered": "gathered parameters",
+    "activations": "activations",
+    "inputs": "arguments and buffers",
+    "temporaries": "temporaries",
+}
+"""Of the kinds of `Memory`, in the order in which they are told."""
 
 
 def report(plan: Plan) -> str:
@@ -39,7 +56,7 @@ def report(plan: Plan) -> str:
     _certificate(console, plan)
     _shapes(console, plan)
     _operations_without_rule(console, plan)
-    _hints(console, plan.hints, plan.pins)
+    _hints(console, given_hints(plan), plan.pins)
     if plan.notes:
         console.print("\nnotes")
         for line in plan.notes:
@@ -114,7 +131,8 @@ def _tensors(console: Console, plan: Plan) -> None:
         layout = f"{row.layout} read {row.use}" if read_otherwise(row) else row.layout
         layout += POLICY_TEXTS[row.policy]
         shapes = str(list(row.shape)), str(list(row.local_shape))
-        texts = (each.path, row.kind, *shapes, layout, str(each.times))
+        kind = kind_of(plan, row, each.stages[0])
+        texts = (each.path, kind, *shapes, layout, str(each.times))
         _add_row(table, texts, numbers(each.stages))
     console.print(table, markup=False, highlight=False)
 
@@ -153,6 +171,8 @@ def _collectives(console: Console, plan: Plan) -> None:
         f"{size(moved.bytes)}, {seconds(moved.time_s)}",
         highlight=False,
     )
+    if any(row.phase == "prologue" for row in plan.collectives):
+        console.print(f"  phase prologue: {PROLOGUE_WORDS}", highlight=False)
     if any(row.phase == "outputs" for row in plan.collectives):
         console.print("  phase outputs: only where a call returns more than the loss")
 
@@ -162,28 +182,41 @@ def _memory(console: Console, plan: Plan) -> None:
     console.print(f"\npeak memory a device{whose}, predicted")
     table = Table(box=None, pad_edge=False, show_header=False)
     memory = plan.memory
-    for name, value in (
-        ("parameters", memory.parameters),
-        ("gradients", memory.gradients),
-        (f"optimizer state ({plan.optimizer})", memory.optimizer),
-        ("gathered parameters", memory.gathered),
-        ("activations", memory.activations),
-        ("arguments and buffers", memory.inputs),
-        ("temporaries", memory.temporaries),
-        ("total", memory.total),
-    ):
+    for name, value in (*memory_rows(plan), ("total", memory.total)):
+        name = f"{name} ({plan.optimizer})" if name == MEMORY_WORDS["optimizer"] else name
         table.add_row(f"  {name}", size(value))
     console.print(table, markup=False, highlight=False)
     if memory.moment:
         console.print(f"  reached in {memory.moment}", markup=False, highlight=False)
     if plan.recomputed:
         blocks = dict.fromkeys(map(template, plan.recomputed))
+        count = len(plan.recomputed)
+        whose = " on the rank with most" if plan.pipeline is not None else ""
         console.print(
-            f"  recomputed in backward: {len(plan.recomputed)} blocks ({', '.join(blocks)}), "
-            f"{seconds(plan.recomputation_s)} of a step",
+            f"  recomputed in backward: {count} block{'s' * (count > 1)} ({', '.join(blocks)}), "
+            f"{seconds(plan.recomputation_s)} of a step{whose}",
             markup=False,
             highlight=False,
         )
+
+
+def memory_words(plan: Plan) -> dict[str, str]:
+    """What the kinds of memory are called; where no parameter is gathered, none is said to be."""
+    if any(row.kind == "parameter" and _is_gathered(row) for row in plan.tensors):
+        return MEMORY_WORDS
+    return MEMORY_WORDS | {"gathered": "values of parameters alone"}
+
+
+def _is_gathered(row: TensorRow) -> bool:
+    """Whether a step reads a parameter along some axis in larger parts than it is stored in."""
+    stored, use = Layout.parse(row.layout), Layout.parse(row.use or row.layout)
+    pairs = zip(stored, use, strict=True)
+    return any(isinstance(one, Split) and not isinstance(other, Split) for one, other in pairs)
+
+
+def memory_rows(plan: Plan) -> list[tuple[str, int]]:
+    """The bytes at the peak by kind, in words."""
+    return [(name, getattr(plan.memory, kind)) for kind, name in memory_words(plan).items()]
 
 
 def _certificate(console: Console, plan: Plan) -> None:
@@ -226,6 +259,11 @@ def _operations_without_rule(console: Console, plan: Plan) -> None:
         console.print(
             f"  {op}: {len(rows)} x, {seconds(time)} a step, {_places(rows)}", highlight=False
         )
+
+
+def given_hints(plan: Plan) -> list[str]:
+    """What somebody asked for; not how a pipeline holds what its stages share."""
+    return [hint for hint in plan.hints if not hint.endswith(_SHARED)]
 
 
 def _hints(console: Console, hints: Sequence[str], pins: Sequence[PinPrice]) -> None:

@@ -11,7 +11,8 @@ from rich.table import Table
 from autoplan.layouts import Layout, Split
 from autoplan.pipelining.gantt import gantt
 from autoplan.pipelining.joined import run_of, sends_of
-from autoplan.plan import Collective, Pipeline, Plan, StageRow, TensorRow
+from autoplan.pipelining.owners import with_own_modules
+from autoplan.plan import Collective, Pipeline, Plan, TensorRow
 from autoplan.planfiles.patterns import shortened
 from autoplan.units import seconds, size
 
@@ -63,18 +64,19 @@ def _table(plan: Plan, pipeline: Pipeline) -> Table:
     for number, (row, stage) in enumerate(zip(pipeline.stages, plan.stages, strict=True)):
         table.add_row(
             str(number), str(stage.mesh), seconds(row.forward_s), seconds(row.backward_s),
-            *_sent(row, number, pipeline), seconds(row.once_s), str(row.in_flight),
+            *(seconds(each) if each else "-" for each in sent_of(pipeline, number)),
+            seconds(row.once_s), str(row.in_flight),
             size(row.peak_memory_bytes), _spelled(stage.recomputed) or "-",
         )  # fmt: skip
     return table
 
 
-def _sent(row: StageRow, number: int, pipeline: Pipeline) -> tuple[str, str]:
-    """Seconds to the next stage and back; what stays on a rank, or is the end, is not sent."""
-    after = pipeline.stages[number + 1 : number + 2]
+def sent_of(pipeline: Pipeline, number: int) -> tuple[float, float]:
+    """Seconds to the next stage and back; 0.0 where both are on one rank, and after the last."""
+    row, after = pipeline.stages[number], pipeline.stages[number + 1 : number + 2]
     if not after or after[0].rank == row.rank:
-        return "-", "-"
-    return seconds(row.forward_transfer_s), seconds(row.backward_transfer_s)
+        return 0.0, 0.0
+    return row.forward_transfer_s, row.backward_transfer_s
 
 
 def _spelled(pieces: Sequence[str]) -> str:
@@ -120,6 +122,11 @@ def numbers(stages: Sequence[int]) -> str:
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
+def ranks_words(ranks: Sequence[int]) -> str:
+    """`rank 0`, `ranks 0-3`."""
+    return f"rank{'s' * (len(ranks) > 1)} {numbers(ranks)}"
+
+
 def _automatic(pipeline: Pipeline) -> Iterator[str]:
     """The cut that the solver prefers without the user's hints, where it is another one."""
     if pipeline.automatic == pipeline.actual:
@@ -139,8 +146,9 @@ def located_tensors(plan: Plan) -> Iterator[tuple[TensorRow, int]]:
     if plan.pipeline is None:
         yield from ((row, 0) for row in plan.tensors)
         return
-    last = {row.path: at for at, stage in enumerate(plan.stages) for row in stage.tensors}
-    for number, stage in enumerate(plan.stages):
+    stages = with_own_modules(plan.stages, plan.stage_map)
+    last = {row.path: at for at, stage in enumerate(stages) for row in stage.tensors}
+    for number, stage in enumerate(stages):
         for row in stage.tensors:
             if row.kind != "module" or last[row.path] == number:
                 yield row, number
@@ -153,7 +161,8 @@ def located_collectives(plan: Plan) -> Iterator[tuple[Collective, int]]:
         return
     for number, stage in enumerate(plan.stages):
         yield from ((row, number) for row in stage.collectives)
-    yield from ((row, plan.stage(row.path)) for row in sends_of(plan))
+    for row in sends_of(plan):  # the path is the last piece before the cut, for both directions
+        yield row, plan.stage(row.path) + (row.direction == "backward")
 
 
 def proven_of_pipeline(plan: Plan) -> Iterator[str]:
@@ -169,12 +178,15 @@ def proven_of_pipeline(plan: Plan) -> Iterator[str]:
     for number, stage in enumerate(plan.stages):
         if number not in proven:
             yield f"  stage {number}: {stage.certificate.status}, gap {stage.certificate.gap:.3%}"
-    if pipeline.bound > 0:
+    open_ = "not proven best: stages solved by themselves may be faster, cuts beside were tried"
+    if 0 < pipeline.bound <= plan.step_time_s:
         yield (
             f"cut: none takes less than {seconds(pipeline.bound)} at the prices of the model "
             "solved whole"
         )
-        yield "  not proven best: stages solved by themselves may be faster, cuts beside were tried"
+        yield f"  {open_}"
+    elif pipeline.bound > 0:  # stages solved by themselves are below it
+        yield f"cut: {open_}"
     else:
         yield "cut: nothing is proven of it"
     if plan.certificate.bound:

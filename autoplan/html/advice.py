@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
-
-from msgspec.structs import replace
 
 from autoplan.errors import AutoplanError
+from autoplan.html.advice_pipeline import WORTH, Said, on_pipeline, second_runs_s
+from autoplan.html.spending import Spending
 from autoplan.html.wiring import Asked
-from autoplan.html.words import percent, shares
-from autoplan.pipelining.events import simulate
-from autoplan.pipelining.joined import schedule_of, times_of
+from autoplan.html.words import is_cut, percent
 from autoplan.plan import Plan
 from autoplan.units import seconds, size
 
-_WORTH = 0.005
-"""The part of a step below which nothing is said."""
 _NEARLY_FULL = 0.6
 _SOLVE_S = 5.0
 _MOST_HINTS = 3
 _TOGETHER = "all of them together"
 _UNLIMITED = 1 << 62
-Said: TypeAlias = tuple[float, str]
-"""Seconds of a step that something is worth, and a sentence on it."""
 
 
-def advice(plan: Plan, asked: Sequence[Asked]) -> list[str]:
+def advice(plan: Plan, asked: Sequence[Asked], spending: Spending) -> list[str]:
     """Sentences, what saves most first; what was looked at and does not help is said, too."""
     said = [
         *_hints(plan),
-        *_bubble(plan),
-        *_imbalance(plan),
-        *_communication(plan),
-        *_computing(plan),
+        *on_pipeline(plan),
+        *_communication(plan, spending),
+        *_computing(plan, spending),
+        *_replicated(plan),
         *_memory(plan, asked),
         *_recomputation(plan),
         *_rules(plan),
@@ -46,7 +39,7 @@ def advice(plan: Plan, asked: Sequence[Asked]) -> list[str]:
 
 
 def _hints(plan: Plan) -> Iterator[Said]:
-    costly = [pin for pin in plan.pins if (pin.time_s or 0.0) > _WORTH * plan.step_time_s]
+    costly = [pin for pin in plan.pins if (pin.time_s or 0.0) > WORTH * plan.step_time_s]
     for pin in sorted(costly, key=lambda pin: -(pin.time_s or 0.0))[:_MOST_HINTS]:
         if pin.time_s is not None:
             name = f"the hint {pin.hint}" if pin.hint.startswith("'") else pin.hint
@@ -62,80 +55,38 @@ def _hints(plan: Plan) -> Iterator[Said]:
             )
 
 
-def _bubble(plan: Plan) -> Iterator[Said]:
-    """More microbatches, simulated: each half as long as now."""
-    pipeline = plan.pipeline
-    if pipeline is None or pipeline.bubble < 0.05:
-        return
-    waiting = f"Ranks wait {percent(pipeline.bubble, 1.0)} of their time"
-    count = 2 * plan.microbatches
-    rows = [
-        replace(
-            row,
-            forward_s=row.forward_s / 2,
-            backward_s=row.backward_s / 2,
-            forward_transfer_s=row.forward_transfer_s / 2,
-            backward_transfer_s=row.backward_transfer_s / 2,
-        )
-        for row in pipeline.stages
-    ]
-    try:
-        orders = schedule_of(pipeline).orders(pipeline.size, count, not plan.training)
-        run = simulate(orders, times_of(rows, pipeline.size))
-    except AutoplanError:
-        yield 0.0, f"{waiting}: try another schedule, or another number of microbatches."
-        return
-    saved = plan.step_time_s - run.makespan_s
-    if saved > _WORTH * plan.step_time_s:
-        yield (
-            saved,
-            f"{waiting}. With microbatches={count} instead of {plan.microbatches} a step would "
-            f"take {seconds(run.makespan_s)} ({percent(saved, plan.step_time_s)} less), if half a "
-            "microbatch takes half the time; or try another schedule, which waits less.",
-        )
-    else:
-        yield 0.0, f"{waiting}; twice the microbatches would not change that. Try another schedule."
-
-
-def _imbalance(plan: Plan) -> Iterator[Said]:
-    pipeline = plan.pipeline
-    if pipeline is None or pipeline.imbalance < 0.05:
-        return
-    loads = [row.forward_s + row.backward_s for row in pipeline.stages]
-    slowest = loads.index(max(loads))
-    text = (
-        f"Stages are uneven: the slowest rank works {percent(pipeline.imbalance, 1.0)} longer than "
-        f"the mean, and stage {slowest} is the longest."
-    )
-    if pipeline.actual != pipeline.automatic:
-        text += " The cut was asked for; the solver by itself takes another one, see Pipeline."
-    yield plan.step_time_s * (1 - 1 / (1 + pipeline.imbalance)), text
-
-
-def _communication(plan: Plan) -> Iterator[Said]:
-    parts = {each.name: each.time_s for each in shares(plan)}
-    if parts["communicating"] < 0.1 * plan.step_time_s:
+def _communication(plan: Plan, spending: Spending) -> Iterator[Said]:
+    communicating = spending.seconds("communicating")
+    if communicating < 0.1 * plan.step_time_s or not spending.moved:
         return
     spent: dict[str, float] = {}
-    for each in plan.collectives:
-        if each.phase != "outputs" and each.kind != "send":
-            spent[each.axis] = spent.get(each.axis, 0.0) + each.time_s
-    if not spent:
-        return
+    for (_, axis), time_s in spending.moved.items():
+        spent[axis] = spent.get(axis, 0.0) + time_s
     axis = max(spent, key=lambda name: spent[name])
-    part = parts["communicating"] * spent[axis] / sum(spent.values())
+    part = spent[axis]
     yield (
         part / 2,
-        f"Communication takes {percent(parts['communicating'], plan.step_time_s)} of a step, most "
-        f"of it over “{axis}”: a link twice as fast there saves at most {seconds(part / 2)} "
-        f"({percent(part / 2, plan.step_time_s)}). A larger batch helps where parameters and "
-        "gradients travel; where values between layers do, it does not.",
+        f"Communication takes {percent(communicating, plan.step_time_s)} of a step, "
+        f"{'all' if len(spent) == 1 else 'the largest part'} of it over “{axis}”: a link twice as "
+        f"fast there saves at most {seconds(part / 2)} ({percent(part / 2, plan.step_time_s)}). A "
+        "larger batch helps where parameters and gradients travel; where values between layers "
+        "do, it does not.",
     )
 
 
-def _computing(plan: Plan) -> Iterator[Said]:
+def _replicated(plan: Plan) -> Iterator[Said]:
+    """Devices that all do the same."""
+    if plan.mesh.num_devices > 1 and plan.pipeline is None and not is_cut(plan):
+        yield (
+            0.0,
+            f"All {plan.mesh.num_devices} devices do the same work, since cutting it would cost "
+            "more than it saves: one device is as fast. A larger batch or model would change that.",
+        )
+
+
+def _computing(plan: Plan, spending: Spending) -> Iterator[Said]:
     """What helps where computing is nearly all of a step."""
-    work = next(each.time_s for each in shares(plan) if each.name == "computing")
+    work = spending.seconds("computing")
     if work < 0.6 * plan.step_time_s:
         return
     spent: dict[str, float] = {}
@@ -144,7 +95,7 @@ def _computing(plan: Plan) -> Iterator[Said]:
     told = ""
     if spent:
         op = max(spent, key=lambda name: spent[name])
-        told = f", most of it in {op} ({percent(spent[op], sum(spent.values()))} of the ops)"
+        told = f", the largest part in {op} ({percent(spent[op], sum(spent.values()))} of the ops)"
     weights = [row for row in plan.tensors if row.kind == "parameter"]
     wide = sum(row.dtype in ("float32", "float64") for row in weights)
     cure = "More or faster devices shorten it; other layouts hardly do."
@@ -176,7 +127,7 @@ def _memory(plan: Plan, asked: Sequence[Asked]) -> Iterator[Said]:
     except AutoplanError:
         return
     saved = given.step_time_s - best.step_time_s
-    if saved > _WORTH * plan.step_time_s:
+    if saved > WORTH * plan.step_time_s:
         yield (
             saved,
             f"Memory limits this plan. With {size(best.peak_memory_bytes)} a device instead of "
@@ -192,15 +143,25 @@ def _memory(plan: Plan, asked: Sequence[Asked]) -> Iterator[Said]:
 
 
 def _recomputation(plan: Plan) -> Iterator[Said]:
-    if plan.recomputation_s > _WORTH * plan.step_time_s:
-        count = len(plan.recomputed)
-        yield (
-            plan.recomputation_s,
-            f"{count} block{'s' * (count > 1)} run forward a second time to save memory, "
-            f"{seconds(plan.recomputation_s)} of a step "
-            f"({percent(plan.recomputation_s, plan.step_time_s)}): more devices or a smaller batch "
-            "save that.",
+    """What second runs cost: in a pipeline, simulated without them."""
+    if not plan.recomputed:
+        return
+    saved_s = second_runs_s(plan)
+    if saved_s <= WORTH * plan.step_time_s:
+        return
+    count = len(plan.recomputed)
+    what = f"{count} block{'s' * (count > 1)} run{'s' * (count == 1)} forward a second time"
+    cost = f"{seconds(saved_s)} of a step ({percent(saved_s, plan.step_time_s)})"
+    asked = None if plan._origin is None else plan._origin.request.recompute
+    if asked is None or asked == "auto":
+        text = f"{what} to save memory, {cost}: more devices or a smaller batch save that."
+    else:
+        named = "all" if asked == "all" else "these"
+        text = (
+            f"Recomputation was asked for, of {named} blocks: {what}, {cost}. With "
+            "recompute='auto', the default, blocks run again only where memory needs it."
         )
+    yield saved_s, text
 
 
 def _rules(plan: Plan) -> Iterator[Said]:
@@ -217,7 +178,7 @@ def _rules(plan: Plan) -> Iterator[Said]:
 
 def _unproven(plan: Plan) -> Iterator[Said]:
     proof = plan.certificate
-    if plan.pipeline is None and proof.gap > _WORTH and proof.status == "time limit":
+    if plan.pipeline is None and proof.gap > WORTH and proof.status == "time limit":
         yield (
             proof.gap * plan.step_time_s,
             f"The search ended at its time limit with {percent(proof.gap, 1.0)} left open: a "

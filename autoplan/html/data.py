@@ -7,13 +7,15 @@ from typing import Any
 
 from autoplan.errors import ConfigError
 from autoplan.html.alternatives import Alternatives
-from autoplan.html.memory import WORDS, bars_of, courses_of
+from autoplan.html.memory import bars_of, courses_of
 from autoplan.html.tree import Node, Tree
 from autoplan.html.wiring import Asked, Wiring
 from autoplan.html.words import layout_words
 from autoplan.pipelining.joined import run_of
 from autoplan.plan import OperationRow, Plan, TensorRow
 from autoplan.policies import POLICY_TEXTS
+from autoplan.repeated import is_tied
+from autoplan.report import memory_words
 from autoplan.units import seconds, size
 from autoplan.why.traffic import Transfer
 
@@ -138,12 +140,14 @@ class Graph:
 
     def _tensor(self, node: Node, row: TensorRow) -> dict[str, Any]:
         axes = self._axes(node)
-        found = {
+        found: dict[str, Any] = {
             "layout": self._text(row.layout),
             "words": self._text(layout_words(row.layout, axes)),
             "shape": self._text(f"{row.dtype} {list(row.shape)}"),
             "local": self._text(str(list(row.local_shape))),
         }
+        if is_tied(self.plan, row, node.stage):
+            found["tied"] = 1
         if row.use and row.use.replace("B/P", "B") != row.layout:
             found["use"] = self._text(layout_words(row.use, axes) + POLICY_TEXTS[row.policy])
         return found
@@ -153,7 +157,8 @@ def charts(plan: Plan, asked: Sequence[Asked]) -> dict[str, Any]:
     """Memory, schedule and baselines, as the charts have them."""
     bars, note = bars_of(plan, asked)
     return {
-        "kinds": list(WORDS.values()),
+        "kinds": list(memory_words(plan).values()),
+        "training": plan.training,
         "bars": [[bar.name, bar.amounts, bar.memory.moment] for bar in bars],
         "bars_note": note,
         "limit": plan.memory_limit_bytes,

@@ -12,16 +12,9 @@ from autoplan.memory.stage_memory import KINDS, stage_memory
 from autoplan.pipelining.joined import schedule_of
 from autoplan.pipelining.rank_memory import rank_memory
 from autoplan.plan import Memory, Plan
+from autoplan.report import MEMORY_WORDS
+from autoplan.report_pipeline import ranks_words
 
-WORDS = {
-    "parameters": "parameters",
-    "gradients": "gradients",
-    "optimizer": "optimizer state",
-    "gathered": "gathered parameters",
-    "activations": "activations",
-    "inputs": "arguments and buffers",
-    "temporaries": "temporaries",
-}
 _MOST_POINTS = 320
 
 
@@ -34,8 +27,8 @@ class Bar:
 
     @property
     def amounts(self) -> list[int]:
-        """In the order of `WORDS`."""
-        return [getattr(self.memory, kind) for kind in WORDS]
+        """In the order of `MEMORY_WORDS`."""
+        return [getattr(self.memory, kind) for kind in MEMORY_WORDS]
 
 
 @dataclass(frozen=True)
@@ -59,17 +52,13 @@ def bars_of(plan: Plan, asked: Sequence[Asked]) -> tuple[list[Bar], str]:
     if exact is not None:
         return exact, ""
     bars = [
-        Bar(f"stage {number}, ranks {_range(row.ranks)}", stage.memory)
+        Bar(f"stage {number}, {ranks_words(row.ranks)}", stage.memory)
         for number, (row, stage) in enumerate(zip(pipeline.stages, plan.stages, strict=True))
     ]
     return bars, (
         "By stage, as each was planned by itself: the plan was read from a file, so what a rank "
         "holds of several stages together is known as a sum alone, in the table of stages."
     )
-
-
-def _range(ranks: Sequence[int]) -> str:
-    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
 
 
 def _ranks(plan: Plan, asked: Sequence[Asked]) -> list[Bar] | None:
@@ -94,7 +83,7 @@ def _ranks(plan: Plan, asked: Sequence[Asked]) -> list[Bar] | None:
         ranks = next(row.ranks for row in pipeline.stages if row.rank == rank)
         memory = rank_memory(order, mine, float(given * plan.microbatches), plan.training)
         stages = f"stage{'s' * (len(mine) > 1)} {', '.join(map(str, mine))}"
-        bars.append(Bar(f"ranks {_range(ranks)}: {stages}", memory))
+        bars.append(Bar(f"{ranks_words(ranks)}: {stages}", memory))
     return bars
 
 
@@ -105,7 +94,7 @@ def courses_of(plan: Plan, asked: Sequence[Asked]) -> list[Course]:
 
 
 def _course(name: str, asked: Asked) -> Course:
-    """What is alive at every moment; of many moments the fullest of each group."""
+    """What is alive at every moment; of many moments the fullest of each group of a phase."""
     timeline, choices = asked.question.timeline, asked.given.choices
     change = np.zeros((timeline.num_moments + 1, len(KINDS)))
     for term in timeline.terms:
@@ -115,21 +104,31 @@ def _course(name: str, asked: Asked) -> Course:
     alive = np.cumsum(change, axis=0)[:-1]
     for kind, size in timeline.constants:
         alive[:, KINDS.index(kind)] += size
-    order = [KINDS.index(kind) for kind in WORDS]
-    groups = np.array_split(np.arange(len(alive)), min(_MOST_POINTS, len(alive)))
-    fullest = [int(group[alive[group].sum(axis=1).argmax()]) for group in groups]
-    turn = len(timeline.annotated.sites)
-    last = timeline.rounds * timeline.schedule.last
-    phases = [("gather", 0), ("forward", 1)]
-    if asked.question.request.setting.training:
-        phases += [("backward", turn + 1), ("reduce, optimizer", last + 1)]
+    order = [KINDS.index(kind) for kind in MEMORY_WORDS]
+    fullest: list[int] = []
+    phases: list[tuple[str, int]] = []
+    starts = _starts(asked)
+    for (word, first), (_, end) in zip(starts, [*starts[1:], ("", len(alive))], strict=True):
+        phases.append((word, len(fullest)))
+        count = max(1, min(end - first, _MOST_POINTS * (end - first) // len(alive) - 1))
+        groups = np.array_split(np.arange(first, end), count)
+        fullest += [int(group[alive[group].sum(axis=1).argmax()]) for group in groups]
     return Course(
         name,
         [[round(alive[at, kind]) for kind in order] for at in fullest],
         [timeline.name(at) for at in fullest],
-        [(word, _first(fullest, at)) for word, at in phases if at < len(alive)],
+        phases,
     )
 
 
-def _first(points: Sequence[int], moment: int) -> int:
-    return next((n for n, at in enumerate(points) if at >= moment), len(points) - 1)
+def _starts(asked: Asked) -> list[tuple[str, int]]:
+    """The first moment of each phase."""
+    timeline = asked.question.timeline
+    turn, last = len(timeline.annotated.sites), timeline.schedule.last
+    phases = [("before", 0), ("forward", 1)]
+    if not asked.question.request.setting.training:
+        return phases
+    phases.append(("backward", turn + 1))
+    if timeline.rounds > 1:
+        phases.append(("later microbatch", last + 1))
+    return [*phases, ("reduce, optimizer", timeline.rounds * last + 1)]

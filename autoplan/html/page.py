@@ -15,6 +15,7 @@ from autoplan.html.advice import advice
 from autoplan.html.alternatives import BUDGET_S, Alternatives, alternatives_of
 from autoplan.html.data import Graph, charts
 from autoplan.html.markup import section
+from autoplan.html.spending import spending_of
 from autoplan.html.tree import tree_of
 from autoplan.html.wiring import asked_of, in_order_of_the_graph, wire
 from autoplan.html.words import devices_words
@@ -47,6 +48,7 @@ def html_of(plan: Plan, budget_s: float = BUDGET_S) -> str:
     asked = asked_of(plan)
     wiring = wire(tree, asked) if asked else in_order_of_the_graph(tree)
     found = alternatives_of(tree, asked, budget_s) if asked else None
+    spending = spending_of(plan, asked)
     data = {
         **Graph(plan, tree, wiring, found).rows(),
         **charts(plan, asked),
@@ -56,7 +58,7 @@ def html_of(plan: Plan, budget_s: float = BUDGET_S) -> str:
     }
     body = "".join(
         [
-            sections.summary(plan, advice(plan, asked)),
+            sections.summary(plan, spending, advice(plan, asked, spending)),
             sections.mesh(plan),
             _model(bool(asked), found, bool(plan.stages)),
             _memory(data),
@@ -129,8 +131,9 @@ def _model(known: bool, found: Alternatives | None, staged: bool) -> str:
     said = (
         "Modules in the order of data; equal blocks in a row are one node. Choose a node for its "
         "details and alternatives; a double click, Enter or its + opens it. Lines say which "
-        "collectives run between two nodes, and how long in a step; what travels in a bucket has "
-        "its part of the bucket's bytes. Drag to move, Ctrl and the wheel to zoom."
+        "collectives, or sends between stages, run between two nodes, and how long in a step; what "
+        "travels in a bucket has its part of the bucket's bytes. Drag to move, Ctrl and the wheel "
+        "to zoom."
     )
     if not known:
         said = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from html import escape
 
 from autoplan.html.markup import Cell, bullets, paragraphs, section, table
+from autoplan.html.spending import Spending
 from autoplan.html.words import (
-    Share,
+    asked_to_keep,
     fitting_baselines,
     glossary,
     headline,
     percent,
-    shares,
     story,
     where_words,
 )
@@ -22,10 +22,9 @@ from autoplan.units import seconds, size
 _MOST_RANKS = 256
 
 
-def summary(plan: Plan, advised: list[str]) -> str:
+def summary(plan: Plan, spending: Spending, advised: list[str]) -> str:
     """The first screen: figures, sentences, and what to change."""
     found = scheme_of(plan)
-    parts = shares(plan)
     scheme = f'<p class="scheme">{escape(found.name)}</p>'
     explained = "".join(f"<li>{escape(line)}</li>" for line in glossary(plan))
     departures = ""
@@ -42,10 +41,10 @@ def summary(plan: Plan, advised: list[str]) -> str:
         "summary", "Summary",
         f'<p class="lead">{escape(headline(plan))}</p>',
         f'<div class="figures">{"".join(_figures(plan))}</div>',
-        _bar_of(plan, parts),
+        _bar_of(plan, spending),
         '<div class="columns"><div><h3>What will run where</h3>', scheme,
         f"<ul>{explained}</ul>", bullets(where_words(plan)), departures, "</div>",
-        f"<div><h3>What it costs</h3>{bullets([*story(plan)])}</div>",
+        f"<div><h3>What it costs</h3>{bullets([*story(plan, spending)])}</div>",
         f'<div class="advice"><h3>What to change</h3>{bullets(advised, "ol")}</div></div>',
     )  # fmt: skip
 
@@ -67,21 +66,33 @@ def _figures(plan: Plan) -> list[str]:
     fitting = fitting_baselines(plan)
     if fitting and plan.step_time_s:
         best, time_s = fitting[0]
-        ratio = time_s / plan.step_time_s
-        figures.append(
-            figure("Against the best baseline", f"{ratio:.2f} ×", f"speed of {best.name}")
-        )
+        ratio = f"{time_s / plan.step_time_s:.2f} ×"
+        name = f"speed of {best.name}"
+        if plan.mesh.num_devices == 1:
+            name = "it is the model as it is, on one device"
+        figures.append(figure("Against the best baseline", ratio, name))
     elif plan.baselines:
         figures.append(figure("Against baselines", "–", "none of them fits in memory"))
-    gap = plan.certificate.gap
-    proven = "proven best" if gap == 0.0 else f"within {percent(gap, 1.0)}"
-    proven = proven if plan.certificate.bound or gap == 0.0 else "not proven"
-    figures.append(figure("Certificate", proven, "under this cost model"))
+    figures.append(figure("Certificate", *_proven(plan)))
     return figures
 
 
-def _bar_of(plan: Plan, parts: tuple[Share, ...]) -> str:
-    """The step as one bar; the numbers stand in it or under it."""
+def _proven(plan: Plan) -> tuple[str, str]:
+    """What the certificate says in short, and of what."""
+    gap = plan.certificate.gap
+    if gap == 0.0:
+        kept = ", of plans that keep what was asked for" if asked_to_keep(plan) else ""
+        return "proven best", f"under this cost model{kept}"
+    if plan.certificate.bound:
+        return f"at most {percent(gap, 1.0)} to gain", "under this cost model"
+    return "not proven", "under this cost model"
+
+
+def _bar_of(plan: Plan, spending: Spending) -> str:
+    """The step as one bar, with the numbers under it; nothing where its parts are not known."""
+    parts = spending.shares
+    if not parts:
+        return ""
     whole = plan.step_time_s or 1.0
     bars = "".join(
         f'<span class="part {each.name}" style="flex-grow:{each.time_s / whole:.6f}"></span>'

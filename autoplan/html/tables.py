@@ -10,12 +10,14 @@ from autoplan.plan import Plan
 from autoplan.policies import POLICY_TEXTS
 from autoplan.repeated import (
     Moved,
+    kind_of,
     moved_in_a_step,
     read_otherwise,
     repeated_collectives,
     repeated_tensors,
 )
-from autoplan.report_pipeline import numbers, proven_of_pipeline
+from autoplan.report import PROLOGUE_WORDS, given_hints
+from autoplan.report_pipeline import numbers, proven_of_pipeline, sent_of
 from autoplan.units import seconds, size
 
 
@@ -36,15 +38,22 @@ def collectives(plan: Plan) -> str:
     head = ["kind", "axis", "phase", "direction", "bytes of one", "count", "time of all", "where"]
     head += ["stages"] if plan.pipeline is not None else []
     moved = moved_in_a_step(plan)
+    if not plan.collectives:
+        return section("collectives", "Collectives", "<p>None: nothing is communicated.</p>")
     outputs = ", outputs only where a call returns more than the loss"
     outputs = outputs if any(row.phase == "outputs" for row in plan.collectives) else ""
-    told = (
-        f"{moved.count} collectives a step, {size(moved.bytes)}, {seconds(moved.time_s)}"
-        f"{', all stages together' if plan.pipeline else ''}. "
+    told = [
+        f"{moved.count} collective{'s' * (moved.count != 1)} a step, {size(moved.bytes)}, "
+        f"{seconds(moved.time_s)}{', all stages together' if plan.pipeline else ''}. "
         f"Phase prologue is once a step, body once a microbatch{outputs}."
-    )
+    ]
+    if any(row.phase == "prologue" for row in plan.collectives):
+        told.append(
+            f"Times of phase prologue are of {PROLOGUE_WORDS}, as do the summary, the model and "
+            "the trace."
+        )
     return section(
-        "collectives", "Collectives", paragraphs([told]),
+        "collectives", "Collectives", paragraphs(told),
         table("Collectives of a step", head, (cells for _, cells in rows),
               identifier="collectives-table", numeric=(4, 5, 6), sortable=True),
     )  # fmt: skip
@@ -61,7 +70,7 @@ def parameters(plan: Plan) -> str:
         if read_otherwise(row):
             read = layout_words(row.use, axes) + POLICY_TEXTS[row.policy]
         cells: list[Cell | str] = [
-            Cell(each.path, code=True), row.kind,
+            Cell(each.path, code=True), kind_of(plan, row, each.stages[0]),
             f"{row.dtype} {list(row.shape)}", str(list(row.local_shape)), words,
             read or "as stored",
             Cell(str(each.times), each.times),
@@ -89,20 +98,19 @@ def stages(plan: Plan) -> str:
     pipeline = plan.pipeline
     if pipeline is None:
         return ""
-    rows = []
+    rows: list[tuple[Cell | str, ...]] = []
     for number, (row, stage) in enumerate(zip(pipeline.stages, plan.stages, strict=True)):
         rows.append((
             Cell(str(number), number), numbers(row.ranks), str(stage.mesh),
             Cell(seconds(row.forward_s), row.forward_s),
             Cell(seconds(row.backward_s), row.backward_s),
-            Cell(seconds(row.forward_transfer_s + row.backward_transfer_s),
-                 row.forward_transfer_s + row.backward_transfer_s),
+            *(Cell(seconds(each) if each else "–", each) for each in sent_of(pipeline, number)),
             Cell(seconds(row.once_s), row.once_s), Cell(str(row.in_flight), row.in_flight),
             Cell(size(row.peak_memory_bytes), row.peak_memory_bytes),
             Cell(size(row.rank_peak_memory_bytes), row.rank_peak_memory_bytes),
         ))  # fmt: skip
-    head = ("stage", "ranks", "mesh", "forward", "backward", "sending", "once a step", "in flight",
-            "peak, alone", "peak of its ranks")  # fmt: skip
+    head = ("stage", "ranks", "mesh", "forward", "backward", "send ahead", "send back",
+            "once a step", "in flight", "peak, alone", "peak of its ranks")  # fmt: skip
     count = plan.microbatches
     own = "The cut is the solver's own."
     if pipeline.automatic != pipeline.actual:
@@ -113,11 +121,12 @@ def stages(plan: Plan) -> str:
         paragraphs([
             f"Schedule {pipeline.schedule}: {len(plan.stages)} stages on {pipeline.size} groups of "
             f"ranks, {count} microbatch{'es' * (count > 1)}. Ranks wait {pipeline.bubble:.1%} of "
-            f"their time; the slowest is {pipeline.imbalance:.1%} over the mean. {own}"
+            "their time; of a microbatch, sends included, the slowest has "
+            f"{pipeline.imbalance:.1%} more than the mean. {own}"
         ]),
         '<div class="chart" id="gantt"></div>',
         table("Stages: times of a microbatch, once a step, and memory", head, rows,
-              numeric=(0, 3, 4, 5, 6, 7, 8, 9)),
+              numeric=(0, 3, 4, 5, 6, 7, 8, 9, 10)),
     )  # fmt: skip
 
 
@@ -139,7 +148,7 @@ def certificate(plan: Plan) -> str:
         rows.append(("solved in", seconds(proof.seconds)))
     meaning = (
         "The bound is a time that no plan of the search goes below, under this cost model; the gap "
-        "is how far the plan may be above the best."
+        "is the most that a better plan could save, as a part of this plan's step."
     )
     return section(
         "certificate", "Certificate", paragraphs([meaning]),
@@ -180,8 +189,8 @@ def hints(plan: Plan) -> str:
                 Cell(_signed(pin.memory_bytes, size(abs(pin.memory_bytes))), pin.memory_bytes),
                 pin.note,
             ))  # fmt: skip
-    known = {pin.hint for pin in plan.pins}
-    rows += [(Cell(h, code=True), "–", "–", "not priced") for h in plan.hints if h not in known]
+    if not plan.pins:
+        rows = [(Cell(hint, code=True), "–", "–", "not priced") for hint in given_hints(plan)]
     if rows:
         head = ("hint", "saved a step without it", "memory saved without it", "")
         said = table("Hints, and what a plan without each alone saves", head, rows, numeric=(1, 2))
@@ -197,10 +206,11 @@ def _signed(value: float, text: str) -> str:
 
 def memory(data: dict[str, Any]) -> str:
     """The peaks of the chart as numbers."""
-    kinds = data["kinds"]
-    rows = [
-        (name, *(Cell(size(value), value) for value in (*amounts, sum(amounts))), moment)
-        for name, amounts, moment in data["bars"]
-    ]
-    head = ("where", *kinds, "together", "reached in")
-    return table("Bytes alive at the peak", head, rows, numeric=range(1, len(kinds) + 2))
+    bars = data["bars"]
+    held = [at for at in range(len(data["kinds"])) if any(amounts[at] for _, amounts, _ in bars)]
+    rows = []
+    for name, amounts, moment in bars:
+        values = (sum(amounts), *(amounts[at] for at in held))
+        rows.append((name, moment, *(Cell(size(value), value) for value in values)))
+    head = ("where", "reached in", "together", *(data["kinds"][at] for at in held))
+    return table("Bytes alive at the peak", head, rows, numeric=range(2, len(head)))

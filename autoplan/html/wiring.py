@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from autoplan.html.tree import Node, Place, Tree
-from autoplan.plan import Plan
+from autoplan.pipelining.joined import sends_of
+from autoplan.plan import Collective, Plan
 from autoplan.sites import Site
 from autoplan.why.question import Answer, Question
 from autoplan.why.traffic import Transfer, caused
@@ -15,21 +16,27 @@ from autoplan.why.traffic import Transfer, caused
 
 @dataclass(frozen=True)
 class Asked:
-    """A plan without a pipeline, or a stage, as the answer of its question."""
+    """A plan without a pipeline, or a stage, as the answer of its question.
+
+    `sends`: of a stage, what it sends back, and what the stage before sends to it.
+    """
 
     number: int
     question: Question
     given: Answer
+    sends: tuple[Collective, ...] = ()
 
 
 def asked_of(plan: Plan) -> tuple[Asked, ...]:
     """The questions of a plan or of its stages; none where the plan does not know its model."""
     found = []
+    sends = sends_of(plan) if plan.stages else ()
     for number, stage in enumerate(plan.stages or (plan,)):
         origin = stage._origin
         if origin is None:
             return ()
-        found.append(Asked(number, *origin.answer(stage)))
+        arriving = tuple(row for row in sends if plan.stage(row.path) == number - 1)
+        found.append(Asked(number, *origin.answer(stage), arriving))
     return tuple(found)
 
 
@@ -72,7 +79,7 @@ class _Stage:
         on_edge: dict[tuple[int, int], list[Transfer]] = {}
         for each in caused(question, given.choices, range(len(self.sites))):
             self._attach(each, keys, on_edge)
-        waiting: dict[int, list[Transfer]] = {}
+        waiting = self._arriving()
         for at, site in enumerate(self.sites):
             for source in site.inputs:
                 moved = on_edge.pop((source.site, at), []) + waiting.pop(source.site, [])
@@ -85,6 +92,32 @@ class _Stage:
         for at, moved in waiting.items():
             if (place := self.places[at]) is not None:
                 self.wiring.at.setdefault(self.tree.places[place], []).extend(moved)
+
+    def _arriving(self) -> dict[int, list[Transfer]]:
+        """The sends of every value that the stage receives: its part, by bytes, of all of them."""
+        given = self.asked.given.choices
+        received = [
+            (at, site.outputs[0], site.candidates[given[at]].outputs[0])
+            for at, site in enumerate(self.sites)
+            if site.kind == "received"
+        ]
+        found: dict[int, list[Transfer]] = {}
+        for row in self.asked.sends:
+            forward = row.direction == "forward"
+            pricer = self.asked.question.pricer
+            held = {
+                at: pricer.local_bytes(meta, layout)
+                for at, meta, layout in received
+                if forward or meta.requires_grad
+            }
+            whole = sum(held.values()) or 1
+            for at, length in held.items():
+                time_s = row.time_s * length / whole
+                ends = (f"stage {self.asked.number - 1}", f"stage {self.asked.number}")
+                send = Transfer(row.kind, length, row.count, row.axis, row.phase, row.direction,
+                                time_s, float(row.count * length), *ends)  # fmt: skip
+                found.setdefault(at, []).append(send)
+        return found
 
     def _is_passed(self, at: int) -> bool:
         """Whether a site has no node of its own in the drawing: boxes and views."""

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from autoplan.errors import LayoutError
+from autoplan.html.spending import Spending
 from autoplan.layouts import Broadcast, Layout, Split
+from autoplan.pipelining.joined import sends_of
 from autoplan.plan import Baseline, Plan
-from autoplan.report_pipeline import numbers
+from autoplan.report import memory_rows
+from autoplan.report_pipeline import ranks_words
 from autoplan.units import seconds, size
 
 _GLOSSARY = (
     (r"FSDP|ZeRO-3", "FSDP: every rank stores a slice of each parameter, gathers the whole one "
      "when it is needed, and works on its own part of the batch."),
     (r"HSDP", "HSDP: FSDP inside of each group of ranks, and copies of that group elsewhere."),
-    (r"DDP", "DDP: every rank has the whole parameters and works on its own part of the batch; "
-     "gradients are summed over the ranks."),
-    (r"ZeRO-1", "ZeRO-1: every rank has the whole parameters, but only a slice of the optimizer's "
-     "state."),
-    (r"ZeRO-2", "ZeRO-2: every rank has the whole parameters, but only a slice of the gradients "
-     "and of the optimizer's state."),
+    (r"DDP", "DDP: every rank has the whole parameters and works on its own part of the batch"),
+    (r"ZeRO-1", "ZeRO-1: every rank stores a slice of each parameter, gathers the whole ones once "
+     "a step, and works on its own part of the batch"),
+    (r"ZeRO-2", "ZeRO-2: every rank stores a slice of each parameter, gathers the whole ones once "
+     "a step, and works on its own part of the batch"),
     (r"Megatron-TP", "Megatron-TP: the large weight matrices are cut, by columns and then by rows; "
      "the ranks of a group compute parts of the same result and sum them."),
     (r"[123]D tensor|2\.5D", "Tensor parallelism: the large weight matrices are cut, and the ranks "
@@ -39,34 +40,23 @@ _GLOSSARY = (
     (r"replicated", "Replicated: the ranks of a group all do the same."),
     (r"^one device", "One device: nothing is split."),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Share:
-    """A part of the step: seconds of the average rank."""
-
-    name: str
-    time_s: float
+_IN_TRAINING = {
+    "DDP": "; gradients are summed over the ranks",
+    "ZeRO-1": "; whole gradients are summed and cut once a step, so that the optimizer's state is "
+    "cut, too",
+    "ZeRO-2": "; gradients are summed and cut in every microbatch, so that they and the "
+    "optimizer's state are cut, too",
+}
+"""What is added to an entry where there are gradients."""
 
 
 def glossary(plan: Plan) -> list[str]:
     """What the names in the plan's scheme mean."""
-    return [text for pattern, text in _GLOSSARY if re.search(pattern, plan.scheme)]
-
-
-def shares(plan: Plan) -> tuple[Share, ...]:
-    """What a step's time goes to, on the average rank: work, communication, waiting."""
-    waiting = 0.0
-    communication = sum(each.time_s for each in plan.collectives if each.phase != "outputs")
-    if plan.pipeline is not None:
-        waiting = plan.pipeline.bubble * plan.step_time_s
-        inside = sum(e.time_s for stage in plan.stages for e in stage.collectives
-                     if e.phase != "outputs")  # fmt: skip
-        communication = inside / plan.pipeline.size
-    communication = min(communication, plan.step_time_s - waiting)
-    work = max(0.0, plan.step_time_s - waiting - communication)
-    parts = [Share("computing", work), Share("communicating", communication)]
-    return (*parts, Share("waiting", waiting)) if plan.pipeline is not None else tuple(parts)
+    return [
+        f"{text.removesuffix('.')}{_IN_TRAINING.get(pattern, '') if plan.training else ''}."
+        for pattern, text in _GLOSSARY
+        if re.search(pattern, plan.scheme)
+    ]
 
 
 def percent(part: float, whole: float) -> str:
@@ -87,53 +77,49 @@ def headline(plan: Plan) -> str:
     )
 
 
-def story(plan: Plan) -> Iterator[str]:
+def story(plan: Plan, spending: Spending) -> Iterator[str]:
     """What dominates, what limits, and how it compares: a sentence each."""
     whole = plan.step_time_s
-    parts = sorted(shares(plan), key=lambda share: -share.time_s)
-    told = ", ".join(f"{percent(each.time_s, whole)} {each.name}" for each in parts)
-    yield f"Where the time goes: {told}{' (average rank)' if plan.pipeline else ''}."
-    yield from _longest(plan)
+    parts = sorted(spending.shares, key=lambda share: -share.time_s)
+    if parts:
+        told = ", ".join(f"{percent(each.time_s, whole)} {each.name}" for each in parts)
+        yield f"Where the time goes: {told}{' (average rank)' if plan.pipeline else ''}."
+    if not spending.is_known:
+        yield (
+            "What of it is computing and what communicating is not known: the plan was read from "
+            "a file, without its model."
+        )
+    yield from _longest(spending)
+    if plan.pipeline is not None and sends_of(plan):
+        yield (
+            "Sends between stages are no part of communicating: they run beside the work, and what "
+            "a rank waits for them is a part of waiting."
+        )
     yield _memory(plan)
     yield from _compared(plan)
     yield _proof(plan)
 
 
-def _longest(plan: Plan) -> Iterator[str]:
-    """The collectives that take most."""
-    spent: dict[tuple[str, str], float] = {}
-    for each in plan.collectives:
-        if each.phase != "outputs":
-            key = each.kind, each.axis
-            spent[key] = spent.get(key, 0.0) + each.time_s
-    if not spent:
+def _longest(spending: Spending) -> Iterator[str]:
+    """The collectives that take most of what is communicated."""
+    if not spending.moved:
         return
-    (kind, axis), time_s = max(spent.items(), key=lambda item: item[1])
-    total = sum(spent.values())
-    if time_s < total and total:
-        yield (
-            f"Of all communication, {percent(time_s, total)} is {kind.replace('_', '-')} over "
-            f"“{axis}”."
-        )
+    (kind, axis), time_s = max(spending.moved.items(), key=lambda item: item[1])
+    total = sum(spending.moved.values())
+    what = f"{kind.replace('_', '-')} over “{axis}”"
+    if time_s < total:
+        yield f"Of what is spent communicating, {percent(time_s, total)} is {what}."
     elif total:
-        yield f"All communication is {kind.replace('_', '-')} over “{axis}”."
+        yield f"All that is spent communicating is {what}."
 
 
 def _memory(plan: Plan) -> str:
     used = percent(plan.peak_memory_bytes, plan.memory_limit_bytes)
-    kinds = {
-        "parameters": plan.memory.parameters,
-        "gradients": plan.memory.gradients,
-        "optimizer state": plan.memory.optimizer,
-        "gathered parameters": plan.memory.gathered,
-        "activations": plan.memory.activations,
-        "arguments and buffers": plan.memory.inputs,
-        "temporaries": plan.memory.temporaries,
-    }
-    most = max(kinds, key=lambda kind: kinds[kind])
+    most, held = max(memory_rows(plan), key=lambda row: row[1])
+    part = "all of it" if held == plan.peak_memory_bytes else "the largest part"
     return (
-        f"Memory: {used} of the {size(plan.memory_limit_bytes)} that a device may use, most of it "
-        f"{most} ({size(kinds[most])})."
+        f"Memory: {used} of the {size(plan.memory_limit_bytes)} that a device may use, {part} "
+        f"{most} ({size(held)})."
     )
 
 
@@ -178,20 +164,20 @@ def devices_words(plan: Plan) -> str:
     return "one device" if devices == 1 else f"{devices} devices"
 
 
-def _is_fastest(plan: Plan) -> bool:
-    """Whether no standard scheme that fits is faster; hints and schemes may forbid one."""
-    return all(time_s >= plan.step_time_s * 0.999 for _, time_s in fitting_baselines(plan))
+def asked_to_keep(plan: Plan) -> bool:
+    """Whether a standard scheme that fits is faster: hints and schemes forbid it."""
+    return any(time_s < plan.step_time_s * 0.999 for _, time_s in fitting_baselines(plan))
 
 
 def _proof(plan: Plan) -> str:
     proof = plan.certificate
     if proof.gap == 0.0 and proof.status == "optimal":
-        kept = "" if _is_fastest(plan) else " that keeps what was asked for"
+        kept = " that keeps what was asked for" if asked_to_keep(plan) else ""
         return f"No plan of the search{kept} is faster under this cost model: that is proven."
     if proof.bound:
         return (
-            f"No plan of the search takes less than {seconds(proof.bound)}, so at most "
-            f"{percent(proof.gap, 1.0)} are left to be found."
+            f"No plan of the search takes less than {seconds(proof.bound)}: a better one would "
+            f"save at most {percent(proof.gap, 1.0)} of a step."
         )
     return "Nothing is proven of how much faster another plan could be."
 
@@ -212,9 +198,12 @@ def layout_words(text: str, axes: Sequence[str]) -> str:
             word = f"cut along dimension {entry.dim} over"
         else:
             word = "whole on" if isinstance(entry, Broadcast) else "addends over"
+            if isinstance(entry, Broadcast) and entry.partial_gradient:
+                word = "whole, with addends of its gradient, on"
         said.setdefault(word, []).append(axis)
-    if [*said] == ["whole on"]:
-        return "whole on every rank"
+    if len(said) == 1 and all(isinstance(entry, Broadcast) for entry in layout):
+        (word,) = said
+        return f"{word} every rank"
     return "; ".join(f"{word} {' and '.join(axes)}" for word, axes in said.items())
 
 
@@ -224,11 +213,23 @@ def where_words(plan: Plan) -> list[str]:
     if pipeline is None:
         if plan.mesh.num_devices == 1:
             return ["Everything runs on the one device."]
+        if not is_cut(plan):
+            return [
+                "Every rank runs the whole model on the whole batch: nothing is cut, and all "
+                "ranks do the same."
+            ]
         return ["Every rank runs the whole model, on its own parts of the tensors that are cut."]
     return [
-        f"Stage {number} runs on ranks {numbers(row.ranks)}: {_ends(row.pieces)}."
+        f"Stage {number} runs on {ranks_words(row.ranks)}: {_ends(row.pieces)}."
         for number, row in enumerate(pipeline.stages)
     ]
+
+
+def is_cut(plan: Plan) -> bool:
+    """Whether any axis cuts anything: a tensor between steps, an argument, or what an op makes."""
+    texts = {row.layout for row in plan.operations}
+    texts |= {text for row in plan.tensors for text in (row.layout, row.use)}
+    return any("S" in text or "P" in text.replace("B/P", "B") for text in texts)
 
 
 def _ends(pieces: Sequence[str]) -> str:

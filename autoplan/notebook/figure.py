@@ -31,6 +31,7 @@ _DOING = {
     "recomputation": "#8a6fae",
     "gathering parameters": "#5aa6a6",
     "reducing gradients": "#d98b3a",
+    "work on parameters alone": "#5aa6a6",
     "the optimizer's step": "#8f8f8f",
     "once": "#8f8f8f",
     "send": "#c45a5a",

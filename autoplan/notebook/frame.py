@@ -10,6 +10,7 @@ from typing import Any
 from autoplan.errors import ConfigError
 from autoplan.layouts import Layout, local_shape
 from autoplan.plan import OperationRow, Plan, TensorRow
+from autoplan.repeated import is_tied, kind_of
 from autoplan.report_pipeline import located_collectives, located_tensors
 
 COLUMNS = (
@@ -17,8 +18,10 @@ COLUMNS = (
     "stage",
 )  # fmt: skip
 """`kind`: of a tensor its own (parameter, input, module, ...), of an op its name, of a collective
-its kind. `bytes`: of the largest local shard, of a collective as the plan counts one. `time_s`: of
-a step, forward and backward, of all `count`. What does not apply is None."""
+its kind; "tied" is a parameter under a second name; the first one has its bytes. `bytes`: of
+the largest local shard, of a collective as the plan counts one. `time_s`: of a step, forward and
+backward, of all `count`; of collectives once a step, each bucket alone, where the step counts it as
+a part of a full one. What does not apply is None."""
 
 
 def rows_of(plan: Plan) -> list[dict[str, Any]]:
@@ -46,22 +49,22 @@ def _tensors(plan: Plan) -> Iterator[dict[str, Any]]:
     for row, stage in located_tensors(plan):
         yield _row(
             path=row.path,
-            kind=row.kind,
+            kind=kind_of(plan, row, stage),
             layout=row.layout,
             use=row.use or None,
             shape=row.shape,
             local_shape=row.local_shape,
             dtype=row.dtype,
-            bytes=math.prod(row.local_shape) * _itemsize(row),
+            bytes=None if is_tied(plan, row, stage) else _bytes(row),
             stage=stage,
         )
 
 
-def _itemsize(row: TensorRow) -> int:
+def _bytes(row: TensorRow) -> int:
     import torch
 
     dtype: torch.dtype = getattr(torch, row.dtype)
-    return dtype.itemsize
+    return math.prod(row.local_shape) * dtype.itemsize
 
 
 def _operations(plan: Plan) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from autoplan.pipelining.joined import (
     joined_operations,
     joined_tensors,
 )
+from autoplan.pipelining.owners import longest_recomputation_s, with_own_modules
 from autoplan.pipelining.planner import Piped
 from autoplan.pipelining.stages import Staged
 from autoplan.plan import (
@@ -80,6 +81,8 @@ def describe_staged(
     frame = staged.frame
     request = frame.request
     mesh = joined_mesh(frame.size, [choice.mesh for choice in frame.meshes])
+    stage_of = dict(zip(frame.pieces.names, staged.stage_of, strict=True))
+    rows = tuple(_row(staged, number) for number in range(len(stages)))
     sends = arranged(list(_transfers(staged)), lambda row: row.path, lambda row: row.phase)
     return Plan(
         format=FORMAT,
@@ -94,7 +97,7 @@ def describe_staged(
         local_inputs=request.local_inputs,
         whole_outputs=request.whole_outputs,
         choices={},
-        tensors=joined_tensors(stages),
+        tensors=joined_tensors(with_own_modules(stages, stage_of)),
         operations=joined_operations(stages),
         collectives=joined_collectives(stages, sends),
         memory=_memory(staged),
@@ -104,14 +107,14 @@ def describe_staged(
         hints=_distinct(hint for stage in stages for hint in stage.hints),
         notes=_distinct(note for stage in stages for note in stage.notes),
         recomputed=joined_blocks(stages),
-        recomputation_s=sum(stage.recomputation_s for stage in stages),
+        recomputation_s=longest_recomputation_s(stages, [row.rank for row in rows]),
         pipeline=Pipeline(
             schedule=frame.schedule.name,
             size=frame.size,
             pieces=frame.pieces.names,
             actual=staged.stage_of,
             automatic=automatic,
-            stages=tuple(_row(staged, number) for number in range(len(stages))),
+            stages=rows,
             bubble=staged.run.bubble_fraction,
             bound=bound,
         ),

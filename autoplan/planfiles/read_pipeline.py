@@ -17,6 +17,7 @@ from autoplan.pipelining.joined import (
     joined_operations,
     joined_tensors,
 )
+from autoplan.pipelining.owners import longest_recomputation_s, with_own_modules
 from autoplan.pipelining.schedules import Schedule, read_schedule
 from autoplan.plan import FORMAT, Pipeline, Plan, StageRow, stage_name
 from autoplan.planfiles.patterns import expanded
@@ -51,19 +52,20 @@ def read_pipeline(tables: Mapping[str, Any]) -> Plan:
     stages = _stages(tables, figures, asked, len(cut))
     _check_meshes(asked, stages, schedule, size)
     pipeline = _pipeline(figures, schedule, size, cut, _cut(held, "automatic"), stages)
+    stage_of = dict(zip(pipeline.pieces, pipeline.actual, strict=True))
     names = [name for name in FIGURES if name not in JOINED]
     others = ("decisions", PIPELINE, "stages", "collectives")
     sends = tuple(collectives_of(figures, "[figures]"))
     return Plan(
         format=FORMAT,
         choices={},
-        tensors=joined_tensors(stages),
+        tensors=joined_tensors(with_own_modules(stages, stage_of)),
         operations=joined_operations(stages),
         collectives=joined_collectives(
             stages, arranged(sends, lambda row: row.path, lambda row: row.phase)
         ),
         recomputed=joined_blocks(stages),
-        recomputation_s=sum(stage.recomputation_s for stage in stages),
+        recomputation_s=longest_recomputation_s(stages, [row.rank for row in pipeline.stages]),
         pipeline=pipeline,
         stages=stages,
         **asked,

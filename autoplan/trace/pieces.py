@@ -94,11 +94,11 @@ class _Taker:
         before, reducing, stepping = self._once()
         last = schedule.last
         return Pieces(
-            before=(Moment(0, "gathering parameters", tuple(before)),),
+            before=(Moment(0, _called("gathering parameters", before), tuple(before)),),
             forward=tuple(forward),
             backward=tuple(backward),
             after=(
-                Moment(last + 1, "reducing gradients", tuple(reducing)),
+                Moment(last + 1, _called("reducing gradients", reducing), tuple(reducing)),
                 Moment(last + 2, "the optimizer's step", tuple(stepping)),
             ),
         )
@@ -150,7 +150,12 @@ class _Taker:
                     each.kind, float(each.size_bytes), each.axis
                 )
                 inner_s += time_s
-                args = {"axis": each.axis, "bytes": each.size_bytes, "inside of": site.path}
+                args = {
+                    "kind": each.kind,
+                    "axis": each.axis,
+                    "bytes": each.size_bytes,
+                    "inside of": site.path,
+                }
                 yield Piece(f"{_owner(site)}: {each.kind}", "communication", time_s, args)
         name = self.question.keys[at] or site.name
         yield Piece(name, "compute", total - inner_s, self._described(site, candidate))
@@ -339,6 +344,7 @@ def _moved(
     if not time_s:
         return
     args: dict[str, Any] = {
+        "kind": action,
         "axis": axis,
         "bytes": size,
         "layout": f"{move.source} -> {move.target}",
@@ -348,6 +354,12 @@ def _moved(
         args["priced"] = "as its share of a full bucket"
     track: Track = "communication" if action in COLLECTIVES else "compute"
     yield Piece(f"{owner}: {action}", track, time_s, args)
+
+
+def _called(name: str, pieces: Sequence[Piece]) -> str:
+    """The name of what is communicated once a step, or of work on parameters alone."""
+    moved = any(piece.track == "communication" for piece in pieces)
+    return name if moved or not pieces else "work on parameters alone"
 
 
 def _owner(site: Site) -> str:

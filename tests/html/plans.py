@@ -42,6 +42,16 @@ def piped() -> Plan:
     )
 
 
+@cache
+def inference() -> Plan:
+    """Four layers on two pipeline stages, forward alone."""
+    parallel = {"pipeline": {"size": 2, "schedule": "gpipe"}}
+    return autoplan.plan(
+        Residual(4), (torch.zeros(16, 16),), devices=2, microbatches=4, parallel=parallel,
+        training=False,
+    )  # fmt: skip
+
+
 def hostile() -> Plan:
     """`residual` with names and texts that try to be markup."""
     plan = residual()

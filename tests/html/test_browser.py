@@ -9,7 +9,7 @@ import pytest
 from autoplan.html.page import html_of
 from autoplan.plan import load_plan
 from tests.html.browser import Page
-from tests.html.plans import hostile, piped, small
+from tests.html.plans import hostile, inference, piped, small
 
 WIDTHS = (400, 1280)
 NAMES = ("small", "piped", "file", "hostile")
@@ -54,6 +54,35 @@ def test_it_is_drawn(
         page.wait("document.querySelectorAll('#gantt rect.kind').length >= 32")
 
 
+def test_lines_between_stages_say_what_is_sent(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["piped"])
+    labels = page.run(
+        "[...document.querySelectorAll('.edge.stages text')].map((e) => e.textContent)"
+    )
+    assert len(labels) == 3
+    assert all(label.startswith("send ") for label in labels)
+
+
+def test_a_long_name_does_not_widen_the_page(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"], 400)
+    page.run(
+        "document.getElementById('course-note').textContent = `in ${'a_long.name'.repeat(20)}`"
+    )
+    assert page.run("document.documentElement.scrollWidth") <= 400
+
+
+def test_a_forward_pass_speaks_of_no_gradients(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(html_of(inference(), budget_s=0.2), encoding="utf-8")
+    page.open(tmp_path / "report.html", height=9000)
+    page.wait("document.querySelectorAll('#gantt rect.kind').length > 0")
+    page.wait("document.querySelectorAll('#course-table td').length > 0")
+    for name in ("gantt", "course-note", "course-table", "bars"):
+        said = page.run(f"document.getElementById('{name}').textContent")
+        assert said
+        assert not {"gradient", "optimizer", "backward"} & set(said.replace(",", " ").split()), name
+        assert "gradients" not in said
+
+
 def test_first_paint_is_quick(page: Page, reports: dict[str, Path]) -> None:
     assert page.first_paint_ms(reports["small"]) < 1000
 
@@ -96,7 +125,7 @@ def test_what_a_node_moves_is_all_that_moves_inside(
       })
     """)
     assert len(found) > 5
-    assert any(moved > 0 for moved, _ in found) is (name == "small")
+    assert any(moved > 0 for moved, _ in found), "collectives, and sends between stages"
     for moved, parts in found:
         assert moved == pytest.approx(parts, rel=1e-9)
 

@@ -13,10 +13,13 @@ from autoplan.errors import InfeasibleError
 from autoplan.html.advice import advice
 from autoplan.html.alternatives import alternatives_of
 from autoplan.html.memory import bars_of, courses_of
+from autoplan.html.spending import Spending, spending_of
 from autoplan.html.tree import Node, Tree, tree_of
 from autoplan.html.wiring import asked_of, in_order_of_the_graph, wire
-from autoplan.html.words import layout_words, percent, shares
+from autoplan.html.words import layout_words, percent
+from autoplan.pipelining.joined import sends_of
 from autoplan.plan import Plan, load_plan
+from autoplan.trace.predicted import predicted
 from autoplan.why.traffic import caused
 from tests.html.plans import piped, residual, small
 
@@ -69,6 +72,14 @@ def test_no_collective_is_lost(name: str) -> None:
         for moved in found.values()  # type: ignore[attr-defined]
         for each in moved
     ]
+    sends = [each for each in kept if each.kind == "send"]
+    known = sends_of(plan) if plan.pipeline is not None else ()
+    for way in ("forward", "backward"):
+        sent, planned = (
+            [e.time_s for e in found if e.direction == way] for found in (sends, known)
+        )
+        assert sum(sent) == pytest.approx(sum(planned), rel=1e-9)
+    kept = [each for each in kept if each.kind != "send"]
     every = [
         each
         for one in asked
@@ -107,7 +118,28 @@ def test_memory_of_the_charts_is_the_plan_s(name: str) -> None:
 @plans
 def test_shares_add_up_to_the_step(name: str) -> None:
     plan = PLANS[name]()
-    assert sum(each.time_s for each in shares(plan)) == pytest.approx(plan.step_time_s, rel=1e-9)
+    spending = spending_of(plan, asked_of(plan))
+    assert spending.is_known
+    whole = sum(each.time_s for each in spending.shares)
+    assert whole == pytest.approx(plan.step_time_s, rel=1e-9)
+    assert sum(spending.moved.values()) == pytest.approx(spending.seconds("communicating"))
+
+
+@plans
+def test_shares_are_those_of_the_trace(name: str) -> None:
+    """Of the average rank: what its tracks of computing and communicating hold."""
+    plan = PLANS[name]()
+    spending = spending_of(plan, asked_of(plan))
+    found = dict.fromkeys(("compute", "communication"), 0.0)
+    for span in predicted(plan).spans:
+        is_event = span.category in ("bubble", "once") or (
+            plan.pipeline is not None and span.name.startswith(("forward ", "backward "))
+        )
+        kind = span.track.rpartition(" ")[2]
+        if kind in found and not is_event:
+            found[kind] += span.time_s / plan.mesh.num_devices
+    assert spending.seconds("computing") == pytest.approx(found["compute"], rel=1e-6)
+    assert spending.seconds("communicating") == pytest.approx(found["communication"], rel=1e-6)
 
 
 def test_an_alternative_is_a_plan_that_can_be_had() -> None:
@@ -165,21 +197,26 @@ def _loaded(plan: Plan, folder: Path) -> Plan:
 def test_advice_says_what_a_hint_costs() -> None:
     plan = small()
     costly = [pin for pin in plan.pins if (pin.time_s or 0.0) > 0.005 * plan.step_time_s]
-    lines = advice(plan, ())
+    lines = advice(plan, (), Spending((), {}))
     assert sum(line.startswith("Give up") for line in lines) == min(3, len(costly)) > 0
     assert all(re.search(r"\d", line) for line in lines)
 
 
 def test_advice_simulates_more_microbatches() -> None:
-    (line,) = [line for line in advice(piped(), ()) if line.startswith("Ranks wait")]
-    assert "microbatches=8 instead of 4" in line or "twice the microbatches" in line
+    lines = advice(piped(), (), Spending((), {}))
+    found = [line for line in lines if "microbatches=8" in line or "twice the microbatches" in line]
+    assert len(found) == 1
 
 
 def test_words() -> None:
     assert layout_words("(S(0), B)", ("data", "tensor")) == (
         "cut along dimension 0 over data; whole on tensor"
     )
-    assert layout_words("(B, B/P)", ("data", "tensor")) == "whole on every rank"
+    assert layout_words("(B, B)", ("data", "tensor")) == "whole on every rank"
+    assert layout_words("(B, B/P)", ("data", "tensor")) == (
+        "whole on data; whole, with addends of its gradient, on tensor"
+    )
+    assert layout_words("(B/P)", ("x",)) == "whole, with addends of its gradient, on every rank"
     assert layout_words("(P, S(1))", ("a", "b")) == "addends over a; cut along dimension 1 over b"
     assert layout_words("()", ()) == "whole"
     assert [percent(*pair) for pair in ((0, 5), (1, 1000), (1, 4))] == ["0 %", "<1 %", "25 %"]

@@ -18,7 +18,7 @@ from autoplan.errors import ConfigError, PlanFileError
 from autoplan.notebook.frame import COLUMNS, rows_of
 from autoplan.plan import Plan, load_plan
 from tests.models import ideal_cluster
-from tests.pipelining.plans import CASES, batch, cluster_of, residual
+from tests.pipelining.plans import CASES, batch, cluster_of, residual, tied_plan
 from tests.planner.models import MLP
 
 
@@ -145,6 +145,15 @@ def test_rows_are_those_of_the_plan(name: str) -> None:
     moved = [row for row in rows if row["count"] is not None]
     assert [row["bytes"] for row in moved] == [row.bytes for row in plan.collectives]
     assert all(row["bytes"] == 8 * torch.Size(row["local_shape"]).numel() for row in ops)
+
+
+def test_a_tied_parameter_counts_once() -> None:
+    """GPT-2's head is its embedding: one row has the bytes."""
+    (stage,) = (tied_plan().stages[1],)
+    rows = [row for row in rows_of(stage) if row["kind"] in ("parameter", "tied")]
+    assert sum(row["bytes"] or 0 for row in rows) == stage.memory.parameters
+    tied = {row["path"]: row["bytes"] for row in rows if row["kind"] == "tied"}
+    assert tied == {"lm_head.weight": None}
 
 
 def test_rows_of_a_file_know_no_types_of_ops(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ import autoplan
 from autoplan.errors import ConfigError, LayoutError
 from autoplan.pipelining.gantt import gantt
 from autoplan.pipelining.joined import run_of, schedule_of, sends_of
-from autoplan.plan import Plan
+from autoplan.pipelining.owners import owner
+from autoplan.plan import Plan, load_plan
+from autoplan.report_pipeline import located_collectives, located_tensors
 from autoplan.units import seconds
 from tests.models import gpt2, language_batch
 from tests.pipelining.plans import CASES, batch, cluster_of, plan_of, residual, tied_plan
@@ -126,9 +128,71 @@ def test_the_certificate_says_what_is_proven() -> None:
 def test_recomputed_blocks_are_of_their_stage() -> None:
     plan = plan_of("recomputed")
     assert plan.recomputed == ("layers.0",)
-    assert plan.recomputation_s == sum(stage.recomputation_s for stage in plan.stages) > 0
+    assert plan.recomputation_s == plan.stages[0].recomputation_s > 0
+    assert "  recomputed in backward: 1 block (layers.*), " in plan.report()
     rows = re.findall(r"^ +(\d+) .* (layers\.\d|-)$", plan.report(), re.M)
     assert dict(rows) == {"0": "layers.0", "1": "-"}
+
+
+def test_ranks_recompute_beside_each_other(tmp_path: Path) -> None:
+    """What all ranks run again is not summed: as much as the rank with most, from a file, too."""
+    options = {"devices": 2, "microbatches": 2, "parallel": {"pipeline": 2}, "recompute": True}
+    plan = autoplan.plan(residual(), *batch(), cluster=cluster_of("recomputed"), **options)
+    spent = [stage.recomputation_s for stage in plan.stages]
+    assert min(spent) > 0
+    plan.save(tmp_path / "plan.toml")
+    for each in (plan, load_plan(tmp_path / "plan.toml")):
+        assert each.recomputation_s == pytest.approx(max(spent), rel=1e-9)
+        assert f"{seconds(max(spent))} of a step on the rank with most" in each.report()
+
+
+def test_a_bound_of_cuts_above_the_step_is_not_told() -> None:
+    """It is at the prices of the model solved whole, and stages by themselves may be faster."""
+    plan = plan_of("1f1b")
+    assert plan.pipeline is not None
+    for factor, told in ((0.9, True), (1.1, False)):
+        pipeline = msgspec.structs.replace(plan.pipeline, bound=factor * plan.step_time_s)
+        text = msgspec.structs.replace(plan, pipeline=pipeline).report()
+        assert ("none takes less than" in text) is told
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sends_are_of_the_stage_that_sends(name: str) -> None:
+    plan = plan_of(name)
+    assert plan.pipeline is not None
+    cuts = [n for n, (a, b) in enumerate(pairwise(plan.pipeline.stages)) if a.rank != b.rank]
+    for way, offset in (("forward", 0), ("backward", 1)):
+        found = [at for row, at in located_collectives(plan) if (row.kind, row.direction) ==
+                 ("send", way)]  # fmt: skip
+        assert sorted(found) == [cut + offset for cut in cuts if way == "forward" or plan.training]
+
+
+def test_a_module_is_of_the_stage_that_owns_its_piece(tmp_path: Path) -> None:
+    """A later stage that runs copies of some of its ops has another value, which is not its."""
+    plan = plan_of("1f1b")
+    real = plan.stages[0].tensor("layers.0")
+    copied = msgspec.structs.replace(real, shape=(1, 1), local_shape=(1, 1), layout="(B)")
+    last = msgspec.structs.replace(plan.stages[1], tensors=(*plan.stages[1].tensors, copied))
+    copying = msgspec.structs.replace(plan, stages=(plan.stages[0], last))
+    assert [(r.shape, at) for r, at in located_tensors(copying) if r.path == "layers.0"] == [
+        (real.shape, 0)
+    ]
+    copying.save(tmp_path / "plan.toml")
+    assert load_plan(tmp_path / "plan.toml").tensor("layers.0") == real
+
+
+def test_a_module_around_several_pieces_is_of_the_last() -> None:
+    stage_of = {"embed": 0, "layers.0": 0, "layers.1": 1, "head": 1}
+    assert owner("layers.0.up", stage_of) == 0
+    assert owner("layers", stage_of) == 1
+    assert owner("elsewhere", stage_of) is None
+
+
+def test_a_tied_parameter_says_so_and_no_hint_was_given() -> None:
+    text = tied_plan().report()
+    assert re.search(r"^lm_head\.weight +tied ", text, re.M)
+    assert re.search(r"^transformer\.wte\.weight +parameter ", text, re.M)
+    assert "is read by several stages" not in text
 
 
 # -- questions about a plan -----------------------------------------------------------------------

@@ -17,9 +17,10 @@ from autoplan.errors import ConfigError, PlanFileError
 from autoplan.pipelining.joined import run_of
 from autoplan.plan import Plan, load_plan
 from autoplan.trace.perfetto import save_trace
-from autoplan.trace.pieces import pieces_of
+from autoplan.trace.pieces import Piece, _called, pieces_of
 from autoplan.trace.predicted import SHOWN_MICROBATCHES, predicted
 from autoplan.trace.spans import Span
+from autoplan.why.question import Question
 from tests.models import ideal_cluster
 from tests.pipelining.plans import CASES, batch, cluster_of, residual
 from tests.planner.models import MLP
@@ -289,3 +290,26 @@ def test_the_reader_refuses_what_is_no_trace(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"ph":"X"', '"ph":"Y"', 1))
     with pytest.raises(Exception, match="'Y' is not one of"):
         read_trace(path)
+
+
+def test_one_device_gathers_and_reduces_nothing() -> None:
+    """What it does to parameters alone, once a step, is no communication and not called so."""
+    plan = autoplan.plan(MLP(), (torch.randn(24, 8),), devices=1, cluster="cpu")
+    pieces = pieces_of(*_answered(plan))
+    doing = {each.doing: each.pieces for each in (*pieces.before, *pieces.after)}
+    for name in ("gathering parameters", "reducing gradients"):
+        assert not doing.get(name)
+    plan = of_model("fsdp")
+    pieces = pieces_of(*_answered(plan))
+    assert pieces.before[0].doing == "gathering parameters"
+    piece = next(each for each in pieces.before[0].pieces if each.track == "communication")
+    assert piece.name.endswith(f": {piece.args['kind']}")
+    work = Piece("wpe: slice", "compute", 1e-6)
+    assert _called("gathering parameters", [work]) == "work on parameters alone"
+    assert _called("gathering parameters", [work, piece]) == "gathering parameters"
+
+
+def _answered(plan: Plan) -> tuple[Question, tuple[int, ...]]:
+    assert plan._origin is not None
+    question, answer = plan._origin.answer(plan)
+    return question, answer.choices

@@ -70,7 +70,7 @@ const charts = (() => {
       const left = x(at);
       svg.append("line").attr("class", "cursor").attr("opacity", 0.3).attr("x1", left).attr("x2", left).attr("y1", margin.top - 6).attr("y2", height - margin.bottom);
       const anchorEnd = left > width - 120;
-      if (name !== "gather") svg.append("text").attr("class", "soft").attr("x", anchorEnd ? left - 4 : left + 4).attr("y", 14).attr("text-anchor", anchorEnd ? "end" : "start").text(name);
+      if (at) svg.append("text").attr("class", "soft").attr("x", anchorEnd ? left - 4 : left + 4).attr("y", 14).attr("text-anchor", anchorEnd ? "end" : "start").text(name);
     });
     svg.append("text").attr("class", "soft").attr("x", width - margin.right).attr("y", height - 4).attr("text-anchor", "end").text("op by op →");
     const cursor = svg.append("line").attr("class", "cursor").attr("y1", margin.top).attr("y2", height - margin.bottom).attr("x1", x(peak)).attr("x2", x(peak));
@@ -82,20 +82,21 @@ const charts = (() => {
     }).on("mouseleave", () => tip.hide());
     keys(holder, kinds.map((name, at) => [name, at]).filter(([, at]) => amounts.some((each) => each[at])));
     document.getElementById("course-note").textContent =
-      `At most ${bytes(most)}, in ${moments[peak]}.${courses.length > 1 ? " A microbatch of this stage, with the others in flight." : ""} Read from left to right: parameters are gathered, forward, backward, the optimizer.`;
+      `At most ${bytes(most)}, in ${moments[peak]}.${courses.length > 1 ? " A microbatch of this stage, with the others in flight." : ""} Read from left to right: ${report.data.training ? "what is ready before forward, forward, backward, the optimizer" : "what is ready before forward, forward"}.`;
     courseTable(courses[chosen], totals);
   }
 
   /** The course as numbers: the fullest moment of each phase. */
   function courseTable({ amounts, moments, phases }, totals) {
+    const held = d3.range(kinds.length).filter((kind) => amounts.some((each) => each[kind]));
     const rows = phases.map(([name, from], number) => {
       const to = phases[number + 1]?.[1] ?? amounts.length;
       let at = from;
       for (let each = from; each < Math.max(to, from + 1); each += 1) if (totals[each] > totals[at]) at = each;
-      return [name, moments[at], bytes(totals[at]), ...amounts[at].map(bytes)];
+      return [name, moments[at], bytes(totals[at]), ...held.map((kind) => bytes(amounts[at][kind]))];
     });
     document.getElementById("course-table").replaceChildren(
-      tableOf("The fullest moment of each phase", ["phase", "moment", "together", ...kinds], rows, d3.range(2, kinds.length + 3)));
+      tableOf("The fullest moment of each phase", ["phase", "moment", "together", ...held.map((kind) => kinds[kind])], rows, d3.range(2, held.length + 3)));
   }
 
   function chooseCourse() {

@@ -45,7 +45,7 @@ const details = (() => {
       if (node.use !== undefined) said.push(["read as", texts[node.use]]);
     } else {
       said.push(["work in a step", `${seconds(model.total(node))}${times}`]);
-      if (model.moving(node)) said.push(["collectives", seconds(model.moving(node))]);
+      if (model.moving(node)) said.push(["moves in a step", seconds(model.moving(node))]);
       const lay = report.data.layouts[node.main];
       if (lay) said.push(["mostly", `${lay.words} – ${lay.text}`]);
       if (node.again) said.push(["recomputed", "runs forward again in backward"]);
@@ -130,17 +130,21 @@ const details = (() => {
 
   function weights(node) {
     if (node.k !== "module") return [];
-    const rows = [];
+    const held = [];
     (function collect(each) {
       for (const child of each.children) {
-        if (child.k === "parameter") {
-          rows.push([child.path.slice(node.path.length).replace(/^\./, ""), texts[child.shape], texts[child.words],
-            child.use === undefined ? "as stored" : texts[child.use]]);
-        }
+        if (child.k === "parameter") held.push(child);
         collect(child);
       }
     })(node);
-    if (!rows.length) return [];
+    if (!held.length) return [];
+    const several = new Set(held.map((child) => child.stage)).size > 1;
+    const rows = held.map((child) => {
+      const name = child.path.slice(node.path.length).replace(/^\./, "");
+      const also = [child.tied ? "tied" : "", several ? `stage ${child.stage}` : ""].filter(Boolean).join(", ");
+      return [also ? `${name} (${also})` : name, texts[child.shape], texts[child.words],
+        child.use === undefined ? "as stored" : texts[child.use]];
+    });
     const shown = rows.slice(0, 24);
     const caption = `Parameters${rows.length > 24 ? `, the first 24 of ${rows.length}` : ""}`;
     return [element("h4", {}, "Parameters"), tableOf(caption, ["path", "whole", "stored", "read"], shown)];
@@ -150,7 +154,7 @@ const details = (() => {
     if (node.alt || node.k === "module" || node.k === "ops" || node.k === "input") return [];
     const why = report.data.known
       ? (node.view ? "It only renames memory and takes no time; its alternatives were not asked for."
-        : "It has no other choice, or was left out to end in time: plan.explain(path) says which.")
+        : `It has no other choice${report.data.left_out ? ", or was left out to end in time" : ""}: plan.explain(path) says what was chosen, and why.`)
       : "Alternatives are not known: the plan was read from a file, without its model.";
     return [element("h4", {}, "Alternatives"), element("p", {}, why)];
   }
@@ -165,7 +169,7 @@ const details = (() => {
     }
     if (node.parent && node.parent !== model.root) buttons.append(link(node.parent, `Up to ${node.parent.name}`));
     box.replaceChildren(title(node), facing(node), buttons, ...alternatives(node), ...unknown(node),
-      ...list("Collectives", moves(node)), ...parts(node), ...weights(node));
+      ...list("What moves", moves(node)), ...parts(node), ...weights(node));
     box.scrollTop = 0;
   }
 

@@ -5,12 +5,14 @@ const schedule = (() => {
   const data = report.data.gantt;
   const names = ["forward", "backward", "backward of inputs", "backward of weights"];
   const colours = [0, 2, 2, 6];
+  const once = report.data.training ? "parameters, gradients, optimizer" : "parameters";
 
   function draw(holder, width) {
     const narrow = 560;
     const wide = Math.max(width, narrow);
     const margin = { left: 92, right: 14, top: 6, bottom: 26 };
     const lane = 34;
+    const several = data.stages > data.ranks.length;
     const height = data.ranks.length * lane + margin.top + margin.bottom;
     const x = d3.scaleLinear([0, data.end_s], [margin.left, wide - margin.right]);
     holder.replaceChildren();
@@ -39,14 +41,14 @@ const schedule = (() => {
       };
       piece(0, data.before[rank], 7, "", "before the first microbatch");
       for (const [kind, stage, microbatch, start, end] of events) {
-        piece(start, end, colours[kind], `${"FBBW"[kind]}${microbatch}`, `${names[kind]} of microbatch ${microbatch}, stage ${stage}`);
+        piece(start, end, colours[kind], `${"FBBW"[kind]}${microbatch}${several ? ` s${stage}` : ""}`, `${names[kind]} of microbatch ${microbatch}, stage ${stage}`);
       }
-      piece(data.ends[rank] - data.after[rank], data.ends[rank], 3, "step", "reducing gradients, optimizer");
+      piece(data.ends[rank] - data.after[rank], data.ends[rank], 3, report.data.training ? "step" : "", once);
     });
     const kinds = new Set(data.ranks.flat().map(([kind]) => kind));
     const legend = element("ul", { class: "legend" });
     kinds.forEach((kind) => legend.append(element("li", { class: `o${colours[kind]}` }, `${"FBBW"[kind]} ${names[kind]}`)));
-    legend.append(element("li", { class: "o3" }, "once a step: reducing gradients, optimizer"), element("li", {}, "grey: waiting"));
+    legend.append(element("li", { class: "o3" }, `once a step: ${once}`), element("li", {}, "grey: waiting"));
     holder.append(legend, table());
   }
 

@@ -16,7 +16,7 @@ function seconds(value) {
   for (const [unit, scale] of [["s", 1], ["ms", 1e-3], ["us", 1e-6]]) {
     if (size >= scale) return `${digits(value / scale)} ${unit}`;
   }
-  return size ? `${digits(value / 1e-6)} us` : "0 s";
+  return size ? `${Number((value / 1e-6).toPrecision(2))} us` : "0 s";
 }
 
 function bytes(value) {
