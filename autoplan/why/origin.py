@@ -91,7 +91,8 @@ class Origin:
         key = plan.mesh, plan.memory_limit_bytes, plan.recomputed, lean, *plan.wires.items()
         if key not in self._questions:
             asked = self.ask(plan, self.captured, lean)
-            if asked.choices_of(plan.choices) is None:  # a plan file's, on a model without hints
+            unknown = plan.choices.keys() - set(asked.keys)
+            if unknown or asked.choices_of(plan.choices) is None:  # a file's, without its hints
                 asked = pose(annotate_as(self.captured, plan), asked.request, plan.recomputed)
             self._questions[key] = asked
         return self._questions[key]

@@ -60,6 +60,17 @@ def test_a_plan_of_this_very_model_stays_as_it_is(plan: Plan) -> None:
     assert on(Residual(2), plan).plan == plan
 
 
+def test_questions_have_the_boxes_of_hints_that_are_not_given_again() -> None:
+    given: dict[str, Any] = {"devices": 4, "cluster": "cpu"}
+    hints = {"layers.0.up": {"inner": "S(1)"}}  # one op alone reads it: else there is no box
+    made = autoplan.plan(Residual(2), BATCH, parallel=MESH, hints=hints, **given)
+    module = autoplan.parallelize(Residual(2), BATCH, plan=made, **given)
+    assert module.plan._origin is not None
+    question, answer = module.plan._origin.answer(module.plan)
+    assert made.choices.keys() <= set(question.keys)
+    assert answer.step_time_s == pytest.approx(made.step_time_s, rel=1e-9)
+
+
 def test_more_blocks_are_solved_around_those_that_are_held(plan: Plan) -> None:
     planned = on(Residual(4), plan)
     for key, text in plan.choices.items():
