@@ -177,8 +177,8 @@ class PlacedModule(nn.Module):
         """The executor of this process; of the first pipeline rank in simulation."""
         if not self._executors:
             raise InputError(
-                "the module has seen no arguments yet, and its parameters are placed for them: "
-                "call it once, or give example args to parallelize()."
+                "the module has seen no arguments, and has no plan yet: call it once, or give "
+                "example args to parallelize()."
             )
         return next(iter(self._executors.values()))
 
