@@ -19,6 +19,7 @@ from autoplan.pipelining.stages import solve_stages
 from autoplan.recompute.choose import solve_recomputing
 from autoplan.recompute.known import Known
 from autoplan.request import Request, make_request
+from autoplan.sites import Annotated
 from autoplan.strategies import RULES
 
 
@@ -82,12 +83,17 @@ def test_equal_stages_are_solved_once(
         assert counted.calls == (1, 2, 2, 3)[number]
 
 
-def test_another_limit_is_another_problem(asked: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted, everything = Counted(monkeypatch), Known()
+def middle(asked: Request) -> Annotated:
+    """The stage of three that neither begins nor ends the model."""
     (choice,) = asked.meshes
     _, stage, _ = stages((32,) * 6, (0, 0, 1, 1, 2, 2))
-    annotated = annotate(stage, choice.mesh, RULES)
-    pricer = asked.pricer(choice.mesh)
+    return annotate(stage, choice.mesh, RULES)
+
+
+def test_another_limit_is_another_problem(asked: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, everything = Counted(monkeypatch), Known()
+    annotated = middle(asked)
+    pricer = asked.pricer(annotated.mesh)
     for memory, calls in ((1 << 40, 1), (30_000, 2), (1 << 40, 2), (29_999, 3)):
         everything.solve(annotated, pricer, replace(asked, memory_bytes=memory))
         assert counted.calls == calls
@@ -97,10 +103,8 @@ def test_a_limit_that_the_fastest_keeps_is_no_other_problem(
     asked: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted, everything = Counted(monkeypatch), Known()
-    (choice,) = asked.meshes
-    _, stage, _ = stages((32,) * 6, (0, 0, 1, 1, 2, 2))
-    annotated = annotate(stage, choice.mesh, RULES)
-    pricer = asked.pricer(choice.mesh)
+    annotated = middle(asked)
+    pricer = asked.pricer(annotated.mesh)
     fastest = solve_recomputing(annotated, pricer, asked)
     assert not fastest.limited
     held = fastest.memory.total
@@ -170,14 +174,12 @@ def test_stages_that_differ_in_bytes_alone_share_the_fastest(
 ) -> None:
     """With more microbatches in flight a stage holds more, and takes as long."""
     counted, everything = Counted(monkeypatch), Known()
-    (choice,) = asked.meshes
-    _, stage, _ = stages((32,) * 6, (0, 0, 1, 1, 2, 2))
-    annotated = annotate(stage, choice.mesh, RULES)
+    annotated = middle(asked)
     for in_flight, memory, calls in ((1, 1 << 40, 1), (4, 1 << 40, 1), (4, 60_000, 2)):
         here = replace(asked, setting=replace(asked.setting, in_flight=in_flight))
         here = replace(here, memory_bytes=memory)
-        found = everything.solve(annotated, here.pricer(choice.mesh), here)
-        alone = solve_recomputing(annotated, here.pricer(choice.mesh), here)
+        found = everything.solve(annotated, here.pricer(annotated.mesh), here)
+        alone = solve_recomputing(annotated, here.pricer(annotated.mesh), here)
         assert found.solution.choices == alone.solution.choices
         assert found.memory == alone.memory
         assert counted.calls == calls
